@@ -173,7 +173,7 @@ OVERVIEW = dashboard(
                   (f"sum(rate(evenkeel_retries_total{{{P}}}[{RATE}]))", "retries"), help_text="Attempts that failed, by kind, and requests given to another backend."),
         ], [
             lines("Ejections", "short", (f"sum by (backend) (increase(evenkeel_backend_ejections_total{{{P}}}[1m]))", "{{backend}}"), bars=True,
-                  help_text="Backends put aside because real traffic failed on them, in the last minute."),
+                  help_text="Backends ejected because real traffic failed on them, in the last minute."),
             lines("Probes that fail", "ops", (f'sum by (backend) (rate(evenkeel_backend_probes_total{{{P}, result="failure"}}[{RATE}]))', "{{backend}}"),
                   help_text="Active health checks without the expected answer."),
             lines("Weights", "none", (f"max by (backend) (evenkeel_backend_weight{{{P}}})", "{{backend}}"), help_text="Weights in force; the algorithms weighted, least-connections and ip-hash heed them."),

@@ -36,7 +36,7 @@ impl History {
                 let (_room, _turn) = (permit, writing.acquire_owned().await);
                 if let Err(error) = data.record_login(&login).await {
                     lost.inc();
-                    tracing::warn!(%error, "a login could not be recorded; who logged in is logged in all the same");
+                    tracing::warn!(%error, "a login could not be recorded; the member is logged in anyway");
                 }
             })
         });

@@ -394,7 +394,7 @@ fn drift(client: &Client, out: &mut dyn Write) -> anyhow::Result<()> {
         writeln!(out, "in the file, from the next start on: {}", printable(setting))?;
     }
     if drift.edits.is_empty() && drift.awaiting_restart.is_empty() {
-        writeln!(out, "what is in force is what {} says", printable(&drift.file))?;
+        writeln!(out, "the configuration in force is that of {}", printable(&drift.file))?;
     }
     Ok(())
 }

@@ -768,7 +768,7 @@ impl TryFrom<String> for PoolName {
     type Error = String;
 
     fn try_from(name: String) -> Result<Self, String> {
-        Self::new(&name).ok_or_else(|| format!("\"{name}\" is no name of a pool"))
+        Self::new(&name).ok_or_else(|| format!("\"{name}\" is not a valid pool name"))
     }
 }
 

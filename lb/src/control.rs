@@ -225,7 +225,7 @@ pub enum ChangeError {
         conflicts: String,
     },
     /// The change would leave a pool without a backend that takes traffic.
-    #[error("nobody would be left to take traffic of pool \"{pool}\": {would}; repeat it with ?force=true to do it")]
+    #[error("no usable backend would be left in pool \"{pool}\": {would}; repeat it with ?force=true to do it")]
     NoActiveBackend {
         /// The pool.
         pool: PoolName,

@@ -755,7 +755,7 @@ impl<W: Walk> Exchange<W> {
             if !route.is_circle_told.swap(true, Ordering::Relaxed) {
                 tracing::warn!(
                     site = %self.site.config.name, route = %route.name,
-                    "a request jumped ten times and is answered with 500: its jumps and error pages go round in a circle",
+                    "a request jumped ten times and is answered with 500: its jumps and error pages form a loop",
                 );
             }
             self.is_page = true;

@@ -118,7 +118,7 @@ const CLOSED_UNIX_SOCKET: &str =
     "permission denied: this user needs the right to write to the socket, and to search the folders on the way to it";
 const FULL_UNIX_SOCKET: &str = "its server accepts too slowly: give it more workers, a longer queue (the backlog of listen(2), up to \
      net.core.somaxconn), or max_connections here";
-const DEAD_UNIX_SOCKET: &str = "nobody listens on the socket: its server has ended and left the file behind";
+const DEAD_UNIX_SOCKET: &str = "no process listens on the socket: its server has ended and left the file behind";
 
 impl Failure {
     pub const ALL: [Self; 37] = [

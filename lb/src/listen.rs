@@ -404,7 +404,7 @@ impl Listeners {
                 tracing::info!("a file has changed: {}", stats(&config, &loaded));
             }
             for file in removed {
-                tracing::info!("listener {}: certificate {} is not there any more", config.addresses, file.display());
+                tracing::info!("listener {}: certificate {} no longer exists", config.addresses, file.display());
             }
             for problem in problems {
                 tracing::warn!(

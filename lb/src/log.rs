@@ -107,7 +107,7 @@ fn filter(asked: Option<&str>, configured: EnvFilter) -> (EnvFilter, Option<Stri
     let is_ours = |word: &str| word.contains(['=', '[']) || word.split("::").next() == Some("evenkeel");
     let mistyped = asked.split(',').map(str::trim).find(|word| !word.is_empty() && !is_level(word) && !is_ours(word));
     let reason = match (mistyped, EnvFilter::try_new(asked)) {
-        (Some(word), _) => format!("\"{word}\" is no level"),
+        (Some(word), _) => format!("\"{word}\" is not a level"),
         (None, Err(e)) => e.to_string(),
         (None, Ok(filter)) => return (filter, None),
     };
@@ -268,7 +268,7 @@ mod tests {
     fn invalid_rust_log_directives_are_reported() {
         let asked = |text| filter(Some(text), EnvFilter::new("warn"));
         for (text, reason) in
-            [("verbose", "\"verbose\" is no level"), ("evenkeel=loud", ""), ("info,deubg", "\"deubg\"")]
+            [("verbose", "\"verbose\" is not a level"), ("evenkeel=loud", ""), ("info,deubg", "\"deubg\"")]
         {
             let (filter, problem) = asked(text);
             let problem = problem.expect("a problem");

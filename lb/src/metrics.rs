@@ -261,7 +261,7 @@ impl Metrics {
             ),
             backend_ejections: counters(
                 "evenkeel_backend_ejections_total",
-                "Times a backend was put aside because real traffic failed on it.",
+                "Times a backend was ejected because real traffic failed on it.",
                 &["pool", "backend"],
             ),
             backend_probes: counters(
@@ -291,7 +291,7 @@ impl Metrics {
             ),
             certificate_renewals: counters(
                 "evenkeel_certificate_renewals_total",
-                "Certificates whose files changed while they were in use: taken up (success), or not (failure).",
+                "Certificates whose files changed while they were in use: loaded (success), or not (failure).",
                 &["listener", "result"],
             ),
             tls_handshakes: counters(
@@ -325,7 +325,7 @@ impl Metrics {
                 &registry,
                 IntCounter::new(
                     "evenkeel_log_lost_total",
-                    "Lines of the log lost: whoever reads standard error was too slow, or has gone.",
+                    "Lines of the log lost: the reader of standard error was too slow, or is gone.",
                 ),
             ),
             client_connections_shed: register(
@@ -396,12 +396,12 @@ impl Metrics {
                 ),
                 certificate_problem: gauges(
                     "evenkeel_certificate_problem",
-                    "1 for a file that has changed and cannot be taken up, or has gone while its certificate is still needed.",
+                    "1 for a file that has changed and cannot be loaded, or is gone while its certificate is still needed.",
                     &["listener", "certificate"],
                 ),
                 backend_endpoints: gauges(
                     "evenkeel_backend_endpoints",
-                    "Addresses that a backend leads to: 1 unless it is written by a name that has none or several.",
+                    "Addresses of a backend: 1 unless it is configured by a name with none or several.",
                     &["pool", "backend"],
                 ),
                 backend_endpoints_usable: gauges(

@@ -208,7 +208,7 @@ pub(crate) async fn first_probes(control: &Control) {
         }
     };
     if tokio::time::timeout(FIRST_PROBES_TIMEOUT, probed).await.is_err() {
-        tracing::warn!("not every backend has been probed yet; serving all the same");
+        tracing::warn!("not every backend has been probed yet; serving anyway");
     }
 }
 

@@ -67,7 +67,9 @@ impl Signals {
 
 /// nginx starts its new program on this signal.
 fn refuse_upgrade() {
-    tracing::warn!("SIGUSR2 is ignored: upgrading a running process is not there yet; stop it and start the new one");
+    tracing::warn!(
+        "SIGUSR2 is ignored: upgrading a running process is not implemented yet; stop it and start the new one"
+    );
 }
 
 /// Ignores signals without a meaning here that would end the process by default, with a log line. Those that report a
@@ -99,7 +101,7 @@ fn ignore_other_signals() {
         tokio::spawn(async move {
             while signal.recv().await.is_some() {
                 tracing::warn!(
-                    "{name} is ignored: it means nothing here (SIGTERM stops, SIGHUP reloads, SIGUSR1 opens the \
+                    "{name} is ignored: it has no meaning here (SIGTERM stops, SIGHUP reloads, SIGUSR1 opens the \
                      logs again)"
                 );
             }

@@ -277,7 +277,7 @@ async fn the_configuration_in_force_omits_settings_that_need_a_restart() {
     balancer.configure(&config);
     let answer = balancer.change("POST", "/admin/reload", None).await;
     assert_eq!(answer["warnings"], json!([]), "the file says again what runs");
-    assert!(told(&["config", "--diff"]).await.starts_with("what is in force is what"));
+    assert!(told(&["config", "--diff"]).await.starts_with("the configuration in force is that of"));
 }
 
 #[tokio::test]

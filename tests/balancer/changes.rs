@@ -166,7 +166,10 @@ async fn changes_that_the_file_lacks_are_shown_everywhere() {
     let config = balancer.config_file().display().to_string();
     let address = a.address().to_string();
     assert!(!run(&balancer, &["status"]).await.contains("not in the file"));
-    assert_eq!(run(&balancer, &["config", "--diff"]).await, format!("what is in force is what {config} says\n"));
+    assert_eq!(
+        run(&balancer, &["config", "--diff"]).await,
+        format!("the configuration in force is that of {config}\n")
+    );
     balancer.switch_algorithm("ip-hash").await;
     balancer.patch(&a, json!({ "weight": 3 })).await;
 
@@ -261,7 +264,7 @@ async fn taking_the_last_healthy_backend_out_needs_force() {
     }
     let address = a.address().to_string();
     let told = run(&balancer, &["drain", &address, "--dry-run"]).await;
-    for words in ["draining instead of active", "it would be refused: nobody would be left", "--force"] {
+    for words in ["draining instead of active", "it would be refused: no usable backend would be left", "--force"] {
         assert!(told.contains(words), "{words} in\n{told}");
     }
     let told = run(&balancer, &["drain", &address, "--dry-run", "--force"]).await;

@@ -260,7 +260,7 @@ async fn all_problems_with_files_are_reported_at_once() {
     let text = |file: &str| certificates.text(file);
     for said in [
         format!(
-            "listener.tls.certificates: {} is no sound PEM file: a section has no end; is it written whole?",
+            "listener.tls.certificates: {} is not a valid PEM file: a section has no end; is it written whole?",
             text("half.pem")
         ),
         format!(
@@ -364,7 +364,7 @@ async fn a_half_written_pair_is_not_used_until_it_is_complete() {
     let whole = std::fs::read(certificates.path("one.pem")).expect("our file");
     std::fs::write(certificates.path("one.pem"), &whole[..whole.len() / 2]).expect("our folder");
     let said =
-        format!("{} is no sound PEM file: a section has no end; is it written whole?", certificates.text("one.pem"));
+        format!("{} is not a valid PEM file: a section has no end; is it written whole?", certificates.text("one.pem"));
     balancer.logs(&["WARN", &said, "what was in use before stays so"]).await;
     assert_eq!(server("one.example").await.as_deref(), Some("one"));
     let problem = [("certificate", certificates.text("one.pem"))];
@@ -409,10 +409,8 @@ async fn a_name_keeps_its_certificate_until_it_is_replaced_or_a_reload() {
     // One goes that is the default as well, and one that nobody asks for.
     remove("four.pem");
     remove("unused.pem");
-    let said = format!(
-        "{} is not there any more, and no other certificate is for four.example",
-        certificates.text("four.pem")
-    );
+    let said =
+        format!("{} no longer exists, and no other certificate is for four.example", certificates.text("four.pem"));
     balancer.logs(&["WARN", &said, "what was in use before stays so until"]).await;
     eventually("one for no site is given up", async || server("unused.example").await.as_deref() == Some("four")).await;
     assert_eq!(server("four.example").await.as_deref(), Some("four"));

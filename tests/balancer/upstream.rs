@@ -125,8 +125,8 @@ async fn problems_with_a_unix_socket_backend_are_explained() {
     let balancer = Balancer::start(config).await;
     for (name, failure, reason) in [
         ("missing", "connect-unreachable", "there is no such file: start its server, or correct the path"),
-        ("dead", "connect-refused", "nobody listens on the socket: its server has ended and left the file behind"),
-        ("file", "connect-refused", "nobody listens on the socket"),
+        ("dead", "connect-refused", "no process listens on the socket: its server has ended and left the file behind"),
+        ("file", "connect-refused", "no process listens on the socket"),
     ] {
         assert_eq!(balancer.get(&format!("/{name}")).await.status, 502);
         balancer.logs(&[&format!("pool={name} backend=unix:"), &format!("failure=\"{failure}\""), reason]).await;
@@ -198,7 +198,7 @@ async fn source_address_is_used_for_connections_to_backends() {
     assert_eq!(metrics.sum("evenkeel_connections_not_opened_total", &not_opened), 1.0);
     assert_eq!(metrics.sum("evenkeel_backend_failures_total", &[]), 0.0);
     let checked = tests::evenkeel(["check", &balancer.config_file().display().to_string()]).await;
-    assert!(checked.stderr.contains("which is no address of this machine now"), "{}", checked.stderr);
+    assert!(checked.stderr.contains("which is not an address of this machine now"), "{}", checked.stderr);
     balancer.configure(&from("::1"));
     let checked = tests::evenkeel(["check", &balancer.config_file().display().to_string()]).await;
     assert!(

@@ -360,7 +360,7 @@ async fn backend_tls_that_cannot_work_is_a_configuration_error() {
         (
             "unix:/run/app.sock",
             trusting(&authority, ""),
-            "cannot be verified: a Unix socket has no host whose certificate could be demanded; write tls.name",
+            "cannot be verified: a Unix socket has no host to verify; write tls.name",
         ),
         ("a:1", format!("{{ ca = {}, verfy = false }}", file(&authority.file())), "did you mean \"verify\"?"),
         (

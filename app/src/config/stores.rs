@@ -236,7 +236,9 @@ fn media_location(location: &str, folder: &Path) -> anyhow::Result<MediaLocation
         Some(_) => MediaLocation::Bucket(network::bucket(location)?),
         None if location == "folder" => MediaLocation::Folder(folder.join("media")),
         None if location.contains('/') => MediaLocation::Folder(location.into()),
-        None => bail!("--media {location:?} is no place: take folder, a folder such as ./pictures, s3://… or gs://…"),
+        None => {
+            bail!("--media {location:?} is not a location: take folder, a folder such as ./pictures, s3://… or gs://…")
+        }
     })
 }
 

@@ -41,7 +41,7 @@ impl FromStr for Bucket {
         };
         let (name, prefix) = rest.split_once('/').unwrap_or((rest, ""));
         let fit = |byte: u8| byte.is_ascii_alphanumeric() || b".-_".contains(&byte);
-        ensure!((3..=222).contains(&name.len()) && name.bytes().all(fit), "{name:?} is no name of a bucket: {FIX}");
+        ensure!((3..=222).contains(&name.len()) && name.bytes().all(fit), "{name:?} is not a bucket name: {FIX}");
         let prefix =
             Path::parse(prefix.trim_end_matches('/')).with_context(|| format!("the prefix does not fit: {FIX}"))?;
         Ok(Self { provider, name: name.to_owned(), prefix })

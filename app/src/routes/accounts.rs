@@ -120,7 +120,7 @@ pub async fn signup(
     match enter(&app, &entering, &member, client, &filled, device).await {
         Ok(response) => Ok(response),
         Err(error) => {
-            tracing::warn!(%error, "who has signed up could not be logged in");
+            tracing::warn!(%error, "a new member could not be logged in");
             let complaint = "Your account is made, but you could not be logged in just now. Try it in a few seconds.";
             Ok(login_page(&app, &Visitor::default(), &filled, Some(complaint)).into_response())
         }

@@ -132,7 +132,7 @@ impl Filled {
                 };
                 let Some(Media { mut content, .. }) = media else {
                     self.chosen = None;
-                    let sentence = "The picture that you had chosen is not there any more. Choose it again.";
+                    let sentence = "The picture that you had chosen no longer exists. Choose it again.";
                     self.picture_error = Some(sentence.into());
                     self.refuse(StatusCode::UNPROCESSABLE_ENTITY);
                     return Ok(None);

@@ -58,7 +58,7 @@ pub async fn ready(State(app): State<Arc<App>>, uri: Uri) -> Response {
             body += &format!(", but for some sessions: {part}");
         }
         if let Ok(Readiness::ReadsOnly) = data {
-            tracing::warn!(store = "data", "the store of data takes no writes");
+            tracing::warn!(store = "data", "the data store accepts no writes");
             body += "; reads only: data";
         }
         return (body + "\n").into_response();

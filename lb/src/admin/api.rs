@@ -210,7 +210,8 @@ pub(super) async fn changes(State(admin): State<Arc<Admin>>) -> Response {
 }
 
 pub(super) async fn undo(State(admin): State<Arc<Admin>>, Path(id): Path<String>, options: ChangeOptions) -> Answer {
-    let id = id.parse().map_err(|_| Problem::bad_request(format!("\"{id}\" is no id of a change: write a number")))?;
+    let id =
+        id.parse().map_err(|_| Problem::bad_request(format!("\"{id}\" is not the id of a change: write a number")))?;
     let outcome = change(&admin, ChangeRequest::Undo(id), &options).await?;
     Ok(changed(&admin, StatusCode::OK, json!({ "version": outcome.version }), &options, &outcome).await)
 }

@@ -42,7 +42,7 @@ pub(super) enum AdminError {
     #[error("{0}: name the file with another token with --token-file or EVENKEEL_TOKEN_FILE")]
     WrongToken(String),
     #[error(
-        "what answers at {url} is no admin API ({reason}): name the [admin] address with --admin or EVENKEEL_ADMIN"
+        "the server at {url} is not an admin API ({reason}): name the [admin] address with --admin or EVENKEEL_ADMIN"
     )]
     NotAdmin { url: AdminUrl, reason: String },
 }

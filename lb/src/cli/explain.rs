@@ -94,7 +94,7 @@ impl<'a> RequestLine<'a> {
         let (is_https, rest) = match (url.strip_prefix("https://"), url.strip_prefix("http://")) {
             (Some(rest), _) => (true, rest),
             (_, Some(rest)) => (false, rest),
-            _ => bail!("\"{request}\" is no request with a URL: {example}"),
+            _ => bail!("\"{request}\" is not a request with a URL: {example}"),
         };
         let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
         let (authority, target) = rest.split_at(end);
@@ -160,7 +160,7 @@ fn asked_by(listener: &ListenerConfig, client: Option<PeerAddress>) -> anyhow::R
     let (name, addresses) = (&listener.name, &listener.addresses);
     match client {
         Some(PeerAddress::Unix) if !has_unix => {
-            bail!("nobody comes to listener {name} by a Unix socket ({addresses}): write the client's address")
+            bail!("no client can reach listener {name} by a Unix socket ({addresses}): write the client's address")
         }
         Some(PeerAddress::Ip(client)) if !has_ip && !tells_of_others => bail!(
             "no client of listener {name} has an address such as {}, since it has Unix sockets alone ({addresses}): write --client unix:",
@@ -249,13 +249,13 @@ fn route(text: &mut String, site: &Site, visit: &Visit) {
         let why = match visit.asked.iter().find(|(asked, _)| *asked == id) {
             Some((_, false)) => "its condition does not hold",
             Some((_, true)) if winner.is_none() => "it is internal: only jumps and error pages lead there",
-            Some((_, true)) => "a regex goes before it",
+            Some((_, true)) => "a regex takes precedence",
             None if matches!(route.matcher, Matcher::Named) => continue,
             None if !site.covers(id, path) => continue,
             None if matches!(route.matcher, Matcher::Regex(_)) && is_over_regex(site, visit.route) => {
                 "regexes are not asked, since over_regex says so"
             }
-            None => "what won is more specific, or stands before it",
+            None => "the chosen route is more specific, or comes first",
         };
         let _ = writeln!(text, "{:<10}lost: {} ({}): {why}", "", route.name, source_of(id));
     }

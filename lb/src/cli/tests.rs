@@ -331,7 +331,7 @@ fn no_server_and_another_server_are_distinguished() {
     assert_eq!(
         other,
         format!(
-            "what answers at {} is no admin API (status 404): name the [admin] address with --admin or EVENKEEL_ADMIN",
+            "the server at {} is not an admin API (status 404): name the [admin] address with --admin or EVENKEEL_ADMIN",
             admin.url
         )
     );

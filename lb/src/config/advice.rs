@@ -72,7 +72,7 @@ pub(crate) fn of(config: &Config, now: SystemTime) -> Vec<Advice> {
         }
         if settings.settings.transport.tls.as_ref().is_some_and(|tls| !tls.verify) {
             let message = format!(
-                "pool \"{}\" takes any certificate, so whoever is between it and its backends reads and changes everything: write ca = \"FILE\" in place of verify = false",
+                "pool \"{}\" takes any certificate, so anyone between it and its backends can read and change everything: write ca = \"FILE\" in place of verify = false",
                 settings.name
             );
             advice.push(Advice { subject: Subject::BackendTls { pool }, is_error: false, message });
@@ -134,7 +134,7 @@ fn absent_proxies(listener: &ListenerConfig) -> Option<String> {
     };
     (!can_come).then(|| {
         let name = &listener.name;
-        format!("listener {name} expects the PROXY protocol of nobody who can connect to it, since it has {has}: {fix}")
+        format!("listener {name} expects the PROXY protocol only from peers that cannot connect to it, since it has {has}: {fix}")
     })
 }
 
@@ -167,7 +167,7 @@ pub(crate) fn wrong_source(pool: &PoolConfig) -> Vec<(bool, String)> {
     }
     if !is_of_this_machine(source) {
         let message = format!(
-            "pool \"{}\" connects from {source}, which is no address of this machine now: write one that \"ip address\" shows",
+            "pool \"{}\" connects from {source}, which is not an address of this machine now: write one that \"ip address\" shows",
             pool.name
         );
         advice.push((false, message));
@@ -210,7 +210,7 @@ fn backends_written_twice(pool: &PoolConfig) -> Vec<(usize, String)> {
             Entry::Occupied(first) => advice.push((
                 index,
                 format!(
-                    "backend {} of pool \"{}\" is there before as {}, so it gets twice its share and is probed twice: remove one, and write weight = 2 to send it twice as much",
+                    "backend {} of pool \"{}\" is listed before as {}, so it gets twice its share and is probed twice: remove one, and write weight = 2 to send it twice as much",
                     backend.address,
                     pool.name,
                     first.get()
@@ -226,7 +226,7 @@ fn literal_star(key: &str, path: &str) -> Option<String> {
     let folder = path.trim_end_matches('*').strip_suffix('/').filter(|_| path.ends_with('*'))?;
     let fix = if folder.is_empty() { "/" } else { folder };
     Some(format!(
-        "{key} is \"{path}\", of which the star is taken literally, and a path covers all below it in any case: write path = \"{fix}\""
+        "{key} is \"{path}\", whose star is taken literally, and a path covers everything below it anyway: write path = \"{fix}\""
     ))
 }
 
@@ -415,7 +415,7 @@ fn of_chain(chain: &[Certificate], file: &impl Display, now: i64) -> Vec<String>
         dates.filter_map(|(index, one)| date(one, index, file, "browsers refuse it", now)).collect();
     let is_out_of_order = chain.iter().zip(chain.iter().skip(1)).any(|(one, next)| one.issuer != next.subject);
     if is_out_of_order {
-        advice.push(format!("the certificates in {file} are no chain: put the leaf first, then each one's issuer"));
+        advice.push(format!("the certificates in {file} are not a chain: put the leaf first, then the issuer of each"));
     } else if let [leaf] = chain
         && leaf.issuer != leaf.subject
     {

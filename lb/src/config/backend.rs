@@ -108,7 +108,7 @@ impl FromStr for BackendAddress {
         }
         if let Some(name) = text.strip_prefix(SRV) {
             let wrong =
-                || format!("\"{text}\" is no name of a service, such as \"srv:_http._tcp.example\": it has no port");
+                || format!("\"{text}\" is not a service name, such as \"srv:_http._tcp.example\": it has no port");
             return if is_name(name) { Ok(Self(text.to_owned())) } else { Err(wrong()) };
         }
         let wrong = || {
@@ -148,7 +148,7 @@ fn unix_path(text: &str, path: &str) -> Result<(), String> {
         return Err(format!("\"{text}\": the path of a Unix socket begins with \"/\", as in \"unix:/run/app.sock\""));
     }
     if path.ends_with('/') || path.chars().any(char::is_control) {
-        return Err(format!("\"{}\" is no path of a Unix socket: write its file", text.escape_debug()));
+        return Err(format!("\"{}\" is not the path of a Unix socket: write its file", text.escape_debug()));
     }
     match path.len() {
         0..=MAX_UNIX_PATH_BYTES => Ok(()),

@@ -149,7 +149,7 @@ pub(crate) fn load(path: &Path) -> Result<Vec<Certificate>, String> {
     let certificates = CertificateDer::pem_file_iter(path).map_err(|e| e.to_string())?;
     let read = |der: Result<CertificateDer<'_>, _>| {
         let der = der.map_err(|e: rustls::pki_types::pem::Error| e.to_string())?;
-        parse(&der).ok_or_else(|| "one of them is no X.509 certificate".to_owned())
+        parse(&der).ok_or_else(|| "one of them is not an X.509 certificate".to_owned())
     };
     certificates.map(read).collect()
 }

@@ -381,7 +381,7 @@ impl<'t> Reader<'t> {
                     };
                 if let Some(taken) = own.iter().find(|taken| overlap(taken, address)) {
                     let why = match taken == address {
-                        true => "is there already".to_owned(),
+                        true => "is listed already".to_owned(),
                         false => format!("overlaps with \"{taken}\""),
                     };
                     self.problem(offset, format!("listener.{key} \"{address}\", which {why}: remove one of the two"));
@@ -513,7 +513,7 @@ impl<'t> Reader<'t> {
         if !has_unix_socket {
             for key in ["mode", "owner"].into_iter().filter(|key| section.has(key)) {
                 let message = format!(
-                    "listener.{key} means nothing without a Unix socket: remove it, or write address = \"unix:/run/evenkeel.sock\""
+                    "listener.{key} has no effect without a Unix socket: remove it, or write address = \"unix:/run/evenkeel.sock\""
                 );
                 self.problem(section.key_offset(key), message);
             }
@@ -552,7 +552,7 @@ impl<'t> Reader<'t> {
         let read_token_file = self.value(section, "read_token_file", |v| values::path(base, v));
         match (&token, &read_token) {
             (Some(None), Some(Some(_))) => {
-                let message = "admin.read_token_file means nothing without token_file, since anybody may then do anything: write both, or neither";
+                let message = "admin.read_token_file has no effect without token_file, since then everyone may do everything: write both, or neither";
                 self.problem(section.offset("read_token_file"), message);
             }
             (Some(Some(token)), Some(Some(read))) if token == read => {
@@ -827,7 +827,7 @@ impl<'t> Reader<'t> {
         if is_http == Some(false) {
             for key in ["path", "host", "status"].into_iter().filter(|key| section.has(key)) {
                 let message =
-                    format!("pool.probe.{key} means nothing to a tcp probe: remove it, or write type = \"http\"");
+                    format!("pool.probe.{key} has no effect for a tcp probe: remove it, or write type = \"http\"");
                 self.problem(section.key_offset(key), message);
             }
         }
@@ -925,7 +925,7 @@ impl<'t> Reader<'t> {
                 match seen.get(&key) {
                     Some(first) => {
                         let message = format!(
-                            "the route for host \"{}\" and path \"{}\" stands in {} already: remove one of the two, or change its host or path",
+                            "the route for host \"{}\" and path \"{}\" is in {} already: remove one of the two, or change its host or path",
                             route.host,
                             route.path.as_str(),
                             self.line(*first, offset)

@@ -110,8 +110,9 @@ impl BackendTls {
     pub fn server_name(&self, backend: &BackendAddress) -> Result<ServerName<'static>, String> {
         let host = || backend.host_and_port().map(|(host, _)| host.strip_suffix('.').unwrap_or(host));
         let name = self.name.as_deref().or_else(host).or((!self.verify).then_some("localhost"));
-        let name = name.ok_or("a Unix socket has no host whose certificate could be demanded")?;
-        ServerName::try_from(name.to_owned()).map_err(|_| format!("\"{name}\" is no name that a certificate can have"))
+        let name = name.ok_or("a Unix socket has no host to verify")?;
+        ServerName::try_from(name.to_owned())
+            .map_err(|_| format!("\"{name}\" is not a name that a certificate can have"))
     }
 }
 

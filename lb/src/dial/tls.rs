@@ -57,7 +57,7 @@ fn reason(failure: Failure, reason: &'static str) -> AttemptError {
     AttemptError { failure, detail: Some(Detail::Reason(reason)) }
 }
 
-const NO_NAME: &str = "nobody knows whose certificate to demand: write tls.name";
+const NO_NAME: &str = "the name in its certificate is unknown: write tls.name";
 
 /// Why a handshake failed, and what to do.
 pub(crate) fn failed(error: &io::Error) -> AttemptError {
@@ -88,7 +88,7 @@ fn of_tls(error: &Error) -> AttemptError {
         Error::NoCertificatesPresented => reason(TlsCertificate, "the backend has shown no certificate"),
         Error::AlertReceived(alert) => reason(TlsHandshake, of_alert(*alert)),
         Error::InvalidMessage(_) => {
-            reason(TlsHandshake, "what came is no TLS: write the port at which the backend speaks it, or remove tls")
+            reason(TlsHandshake, "the answer is not TLS: write the backend's TLS port, or remove tls")
         }
         Error::PeerIncompatible(_) => {
             reason(TlsHandshake, "the backend has no version or cipher of TLS 1.2 or 1.3 in common")

@@ -10,7 +10,7 @@ pub enum Refusal {
     Malformed,
     #[error("no pool has the name that this request asks for")]
     NoPool,
-    #[error("no route leads anywhere for this host and path")]
+    #[error("no route matches this host and path")]
     NoRoute,
     #[error("this method is not accepted here")]
     Method,
@@ -24,7 +24,7 @@ pub enum Refusal {
     Expectation,
     #[error("the request's fields are larger or more than is accepted here")]
     FieldsTooLarge,
-    #[error("the request needs what is not implemented here")]
+    #[error("the request needs a feature that is not implemented")]
     NotImplemented,
     #[error("this version of HTTP is not spoken here")]
     Version,

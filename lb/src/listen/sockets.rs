@@ -434,7 +434,7 @@ fn fix_of_path(path: &Path, key: &str, error: &io::Error) -> String {
     let folder = path.parent().unwrap_or(path).display();
     match error.kind() {
         io::ErrorKind::AddrInUse => format!("another process listens there: stop it, or change {key}"),
-        io::ErrorKind::AlreadyExists => format!("there is a file that is no socket: remove it, or change {key}"),
+        io::ErrorKind::AlreadyExists => format!("there is a file that is not a socket: remove it, or change {key}"),
         io::ErrorKind::NotFound => format!("make the folder {folder}, or change {key}"),
         io::ErrorKind::PermissionDenied => format!(
             "the process has to be able to write to the folder {folder} (RuntimeDirectory= in systemd), the socket has to \

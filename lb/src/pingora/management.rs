@@ -63,7 +63,7 @@ impl Started {
         while self.shutdown.phase() == Phase::Starting && !self.is_given_up.load(Ordering::Relaxed) {
             if began.elapsed() > START_TIMEOUT && !self.is_given_up.swap(true, Ordering::Relaxed) {
                 tracing::error!(
-                    "nobody probes the backends, and there is no admin API: add management() to the Pingora server, as a \
+                    "the backends are not probed, and there is no admin API: add management() to the Pingora server, as a \
                      background_service"
                 );
             }
@@ -130,7 +130,7 @@ impl Management {
                 };
                 if tokio::time::timeout(LISTEN_TIMEOUT, connecting).await.is_err() {
                     tracing::warn!(
-                        "nobody listens at {address}, which is the address of a [[listener]]: have a service of the Pingora \
+                        "nothing listens at {address}, which is the address of a [[listener]]: have a service of the Pingora \
                          server listen there, or correct it"
                     );
                 }

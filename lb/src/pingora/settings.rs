@@ -105,7 +105,7 @@ impl Host {
         let mut refused = Vec::new();
         let mut refuse = |subject, message| refused.push(Unavailable { subject, message });
         if config.server.user.is_some() {
-            let message = "[server] user: whom the process becomes is the Pingora server's to say: remove it, and start \
+            let message = "[server] user: the Pingora server decides which user the process runs as: remove it, and start \
                            the server as that user";
             refuse(Subject::Listener { listener: 0 }, message.to_owned());
         }
@@ -200,7 +200,7 @@ impl Host {
         tell(
             of.shutdown_delay != plain.shutdown_delay,
             "shutdown_delay",
-            &"has no effect: a Pingora server that is stopped accepts nobody from then on",
+            &"has no effect: a Pingora server that is stopped accepts no new clients",
         );
         // Pingora sleeps for the whole of it; the engine stops by its own, but no later.
         let is_other = match by {
@@ -224,7 +224,7 @@ impl Host {
             tell(
                 of.max_connections != plain.max_connections,
                 "max_connections",
-                &"has no effect: Pingora accepts whoever comes",
+                &"has no effect: Pingora accepts all clients",
             );
             let kept = idle_connections.saturating_mul(threads);
             tell(
@@ -267,7 +267,7 @@ impl Host {
                 notes.push((key, note.to_owned()));
             }
         };
-        tell(owner.is_some(), "owner", "has no effect: the socket's file belongs to whom the Pingora server runs as");
+        tell(owner.is_some(), "owner", "has no effect: the socket's file belongs to the user of the Pingora server");
         if self.by == By::Engine {
             return notes;
         }

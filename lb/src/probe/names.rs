@@ -387,10 +387,10 @@ impl Asking<'_> {
             backend.share_out(&known.shares);
             if !moved.left.is_empty() {
                 let (joined, left) = (listed(&moved.joined), listed(&moved.left));
-                tracing::info!(pool = %pool.name, backend = %backend.address, joined, left, "a name leads to other addresses");
+                tracing::info!(pool = %pool.name, backend = %backend.address, joined, left, "a name has other addresses");
             } else if !moved.joined.is_empty() {
                 let joined = listed(&moved.joined);
-                tracing::info!(pool = %pool.name, backend = %backend.address, joined, "a name leads to further addresses");
+                tracing::info!(pool = %pool.name, backend = %backend.address, joined, "a name has further addresses");
             }
             if addresses.is_empty() {
                 backend.is_unresolved();

@@ -215,7 +215,7 @@ impl Sources {
     }
 
     async fn addresses(&self, host: &str, port: u16) -> Result<Found, LookupError> {
-        let name = Name::from_ascii(host).map_err(|e| failed(format!("{host} is no name of DNS: {e}")))?;
+        let name = Name::from_ascii(host).map_err(|e| failed(format!("{host} is not a DNS name: {e}")))?;
         if let Some(ended) = self.in_hosts(&name, port) {
             return ended;
         }
@@ -251,7 +251,7 @@ impl Sources {
 
     /// Looks up the targets of all SRV records, each independently of the others.
     async fn services(&self, service: &str, mut early: impl FnMut(Answer)) -> Result<Answer, LookupError> {
-        let name = Name::from_ascii(service).map_err(|e| failed(format!("{service} is no name of DNS: {e}")))?;
+        let name = Name::from_ascii(service).map_err(|e| failed(format!("{service} is not a DNS name: {e}")))?;
         let dns = self.dns.as_ref().map_err(|e| failed(e.clone()))?;
         let mut ended = Err(failed(String::new()));
         for name in names(&name, &self.search, self.ndots) {

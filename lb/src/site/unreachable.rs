@@ -63,7 +63,7 @@ fn hosts(config: &Config, advice: &mut Vec<Advice>) {
             });
             if let Some((other, above)) = hiding {
                 let message = format!(
-                    "no request comes by the host \"{host}\", since \"{above}\" of the site {} ({}) goes before it: write the names without a regex, or make that one narrower",
+                    "no request reaches the site by the host \"{host}\", since \"{above}\" of the site {} ({}) takes precedence: write the names without a regex, or make that one narrower",
                     other.name, other.defined_at
                 );
                 advice.push(Advice { subject: Subject::Site { site: index - first }, is_error: false, message });
@@ -175,7 +175,7 @@ fn circles(site: &SiteConfig) -> Vec<(usize, String)> {
         }
         let names: Vec<_> = circle.iter().chain([&first]).map(|index| site.routes[*index].name.as_str()).collect();
         let message = format!(
-            "jumps go round in a circle ({}), and each request there is answered with 500: lead one of them elsewhere",
+            "jumps form a loop ({}), and requests in it are answered with 500: change the target of one of them",
             names.join(" → ")
         );
         Some((first, message))
@@ -213,7 +213,10 @@ fn by_paths(site: &SiteConfig, index: usize, route: &RouteConfig) -> Option<Stri
     match &route.matcher {
         Matcher::Prefix(text) if text.ends_with('/') => {
             let path = open_path(text)?;
-            Some(format!("since {} takes the same paths and whole segments go first: remove one of them", at(path)))
+            Some(format!(
+                "since {} takes the same paths and whole segments take precedence: remove one of them",
+                at(path)
+            ))
         }
         Matcher::Path(path) if !path.as_str().ends_with('/') => {
             let is_exact = |other: &&RouteConfig| {
@@ -258,7 +261,7 @@ fn over_regex(site: &SiteConfig, route: &RouteConfig) -> Option<String> {
         above.over_regex && is_open(above) && !site.routes.iter().any(lets)
     };
     let above = site.routes.iter().find(hides)?;
-    Some(format!("since over_regex of {} keeps regexes from being asked for its paths: remove one of them", at(above)))
+    Some(format!("since {} with over_regex outranks regexes for its paths: remove one of them", at(above)))
 }
 
 /// No jump leads to it, by name or by path.

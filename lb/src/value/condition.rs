@@ -143,7 +143,7 @@ impl MethodSet {
         for method in methods {
             let method = method.as_ref();
             if !is_token(method.as_bytes()) {
-                return Err(format!("\"{method}\" is no method; write for example \"GET\""));
+                return Err(format!("\"{method}\" is not a method; write for example \"GET\""));
             }
             let upper = method.to_ascii_uppercase();
             if upper != method && ["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"].contains(&upper.as_str())

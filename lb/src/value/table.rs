@@ -200,7 +200,7 @@ impl Reader<'_> {
                 && name.bytes().next().is_some_and(|byte| !byte.is_ascii_digit());
             if !is_name {
                 let allowed = "use letters, digits and _, and no digit at the start";
-                self.problem(id, At::Name, format!("\"{name}\" is no name of a variable: {allowed}"));
+                self.problem(id, At::Name, format!("\"{name}\" is not a valid variable name: {allowed}"));
             } else if Variable::built_in(name).is_some() {
                 self.problem(id, At::Name, format!("${name} has a meaning already; choose another name"));
             } else if self.written[..id].iter().any(|before| before.name == *name) {
@@ -295,7 +295,7 @@ impl Reader<'_> {
             let pattern = if let MapCase::Matches(pattern) = &case { Some(pattern) } else { None };
             let Some(value) = self.value(id, At::Case(index), result, pattern) else { continue };
             if !map.insert(case, map.written.len()) {
-                self.problem(id, At::Case(index), format!("\"{text}\" is there already (case is ignored)"));
+                self.problem(id, At::Case(index), format!("\"{text}\" is listed already (case is ignored)"));
             }
             map.written.push((text.as_str().into(), value));
         }
@@ -307,7 +307,7 @@ impl Reader<'_> {
         for (index, (network, result)) in networks.iter().enumerate() {
             let Some(value) = self.value(id, At::Case(index), result, None) else { continue };
             if !by_network.insert(*network, written.len()) {
-                self.problem(id, At::Case(index), format!("the network {network} is there already"));
+                self.problem(id, At::Case(index), format!("the network {network} is listed already"));
             }
             written.push((*network, value));
         }
@@ -378,7 +378,9 @@ impl MapCase {
         let (Self::Below { name, .. } | Self::Starting(name) | Self::Exact(name)) = &case else { return Ok(case) };
         let is_wild = !matches!(case, Self::Exact(_));
         if name.contains(&b'*') || (is_wild && (name.is_empty() || name.starts_with(b".") || name.ends_with(b"."))) {
-            return Err(format!("\"{text}\" is no name of a host; a * may be its first or last part, as in *.example"));
+            return Err(format!(
+                "\"{text}\" is not a valid host name; a * may be its first or last part, as in *.example"
+            ));
         }
         Ok(case)
     }
@@ -452,7 +454,9 @@ impl Percent {
     pub fn new(percent: f64) -> Result<Self, String> {
         let hundredths = (percent * 100.0).round();
         if !(1.0..=10_000.0).contains(&hundredths) || (hundredths / 100.0 - percent).abs() > 1e-9 {
-            return Err(format!("{percent} is no share: write percent from 0.01 to 100, in steps of 0.01"));
+            return Err(format!(
+                "{percent} is not a valid share: write a percentage from 0.01 to 100, in steps of 0.01"
+            ));
         }
         Ok(Self(hundredths as u32))
     }

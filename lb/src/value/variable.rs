@@ -208,7 +208,7 @@ impl Variable {
                 1 => "one group, $1".to_owned(),
                 more => format!("{more} groups, $1 to ${more}"),
             };
-            return Err(format!("${digit} is no group: the regular expression '{}' has {has}", pattern.text()));
+            return Err(format!("${digit} is not a group: the regular expression '{}' has {has}", pattern.text()));
         }
         Ok(Self::Group { of, index: digit })
     }

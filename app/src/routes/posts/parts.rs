@@ -99,7 +99,7 @@ impl Stream for Pieces {
         let length = self.chunk.len().min(PIECE);
         let piece = self.chunk.split_to(length);
         if self.progress.pending.fetch_add(length, Ordering::Relaxed) + length > MAX_PENDING_BYTES {
-            return Poll::Ready(Some(Err("too much stands between the parts of the form".into())));
+            return Poll::Ready(Some(Err("too many bytes are between the parts of the form".into())));
         }
         self.has_given = true;
         Poll::Ready(Some(Ok(piece)))

@@ -133,7 +133,7 @@ pub(crate) fn ticket_secrets(path: &Path) -> Result<Arc<[Secret]>, String> {
 /// A message that `path` is none of these certificates.
 pub(crate) fn not_among(path: &Path, certificates: &[Arc<LoadedCertificate>]) -> String {
     let there: Vec<_> = certificates.iter().map(|loaded| loaded.pair.certificate.display().to_string()).collect();
-    format!("{} is none of the listener's certificates, which are {}", path.display(), there.join(", "))
+    format!("{} is not one of the listener's certificates, which are {}", path.display(), there.join(", "))
 }
 
 fn load_all(certificates: &Certificates, faults: &mut Vec<TlsFileError>) -> Vec<Arc<LoadedCertificate>> {
@@ -210,7 +210,7 @@ impl LoadedCertificate {
         let key = open(key, &pair, &mut content)?;
         let Pem { certificates, .. } = found;
         let mut chain = certificates.iter().map(|der| certificate::parse(der));
-        let broken = || PairError::Certificate(format!("{shown} holds something that is no X.509 certificate"));
+        let broken = || PairError::Certificate(format!("{shown} holds something that is not an X.509 certificate"));
         let leaf = chain.next().flatten().ok_or_else(broken)?;
         if chain.any(|certificate| certificate.is_none()) {
             return Err(broken());

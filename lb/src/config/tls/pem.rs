@@ -57,7 +57,7 @@ pub(crate) fn read(content: &[u8], path: &Path) -> Result<Pem, String> {
         found.key = Some(Key::Encrypted(der));
     }
     while let Some((kind, der)) =
-        pem::from_buf(&mut rest).map_err(|e| format!("{} is no sound PEM file: {}", path.display(), describe(&e)))?
+        pem::from_buf(&mut rest).map_err(|e| format!("{} is not a valid PEM file: {}", path.display(), describe(&e)))?
     {
         match kind {
             SectionKind::Certificate => found.certificates.push(der.into()),
@@ -86,7 +86,7 @@ fn encrypted(text: &str) -> Option<Vec<u8>> {
 fn describe(error: &pem::Error) -> String {
     match error {
         pem::Error::MissingSectionEnd { .. } => "a section has no end; is it written whole?".to_owned(),
-        pem::Error::Base64Decode(_) => "a section is no base64".to_owned(),
+        pem::Error::Base64Decode(_) => "a section is not valid base64".to_owned(),
         other => other.to_string(),
     }
 }

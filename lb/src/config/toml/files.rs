@@ -54,7 +54,8 @@ pub(super) fn text(base: &Path, value: &DeValue<'_>) -> Read<(PathBuf, String)> 
     if bytes.len() > MAX_SECRET_BYTES {
         return Err(format!("the path of a file of at most {MAX_SECRET_BYTES} bytes; {} has more", path.display()));
     }
-    let text = String::from_utf8(bytes).map_err(|_| format!("the path of a UTF-8 text; {} is none", path.display()))?;
+    let text = String::from_utf8(bytes)
+        .map_err(|_| format!("the path of a UTF-8 text file; {} is not one", path.display()))?;
     let text = text.strip_suffix('\n').unwrap_or(&text);
     let text = text.strip_suffix('\r').unwrap_or(text).to_owned();
     match text.is_empty() {

@@ -276,7 +276,7 @@ impl<'t> Reader<'t> {
         let root = writing.next().unwrap_or(&roots[0]);
         for other in writing {
             let (offset, first) = (other.key_offset(key), root.key_offset(key));
-            let message = format!("[{key}] stands in {} already: write it once", self.line(first, offset));
+            let message = format!("[{key}] is in {} already: write it once", self.line(first, offset));
             self.problem(offset, message);
         }
         self.section(root, key)
@@ -289,7 +289,7 @@ impl<'t> Reader<'t> {
             None => None,
             Some((_, DeValue::Table(table))) => Some(table),
             Some((value, DeValue::Array(_))) => {
-                let site = if path == "server" { "; what is a server of nginx is a [[site]] here" } else { "" };
+                let site = if path == "server" { "; nginx's server is a [[site]] here" } else { "" };
                 self.problem(parent.at(value), format!("{path} is an array: write [{path}], once{site}"));
                 None
             }
@@ -579,7 +579,7 @@ impl<'t> Reader<'t> {
             }
             let is_of_site = matches!(section.path.as_str(), "" | "site" | "site.route" | "route");
             if is_of_site && UNFINISHED.contains(&name) {
-                self.problem(offset, format!("{full} is not there yet in this version of Evenkeel: remove it"));
+                self.problem(offset, format!("{full} is not implemented yet in this version of Evenkeel: remove it"));
                 continue;
             }
             let mut fix = in_section(&section.path, name)

@@ -378,7 +378,7 @@ impl<'t> Reader<'t> {
             let on = StatusRanges::parse(entry.name).filter(|on| on.codes().iter().all(|code| *code >= 300));
             if on.as_ref().is_some_and(|on| on.codes() == [304]) {
                 let message = format!(
-                    "{} is for 304, which is no error: what the client has is still right, and no page takes its place; remove it",
+                    "{} is for 304, which is not an error: the client's copy is still valid, and no page replaces it; remove it",
                     section.name_of("error_pages")
                 );
                 self.problem(entry.key_offset, message);
@@ -443,7 +443,7 @@ impl<'t> Reader<'t> {
             self.problem(inner.offset("status"), message);
         }
         if content_type.is_some() && matches!(*kind, "path" | "redirect") {
-            let message = format!("{} means nothing beside {kind}: remove it", inner.name_of("content_type"));
+            let message = format!("{} has no effect beside {kind}: remove it", inner.name_of("content_type"));
             self.problem(inner.key_offset("content_type"), message);
         }
         if status == Some(PageStatus::OfPage) && *kind != "path" {
@@ -477,7 +477,7 @@ impl<'t> Reader<'t> {
                     Some(PageStatus::Is(status)) if values::is_redirect(status) => status,
                     _ => {
                         let message = format!(
-                            "{} is no status of a redirect: write 301, 302, 303, 307 or 308",
+                            "{} is not a redirect status: write 301, 302, 303, 307 or 308",
                             inner.name_of("status")
                         );
                         self.problem(inner.offset("status"), message);
@@ -731,7 +731,7 @@ impl<'t> Reader<'t> {
         let escape = self.optional(table, "escape", values::choice(ESCAPES));
         if let (true, Some(LogLine::Json | LogLine::Combined)) = (table.has("escape"), &format) {
             let message = format!(
-                "{} means nothing without a format of your own, such as \"$remote_addr $status\": remove it",
+                "{} has no effect without a format of your own, such as \"$remote_addr $status\": remove it",
                 table.name_of("escape")
             );
             self.problem(table.key_offset("escape"), message);
@@ -744,7 +744,7 @@ impl<'t> Reader<'t> {
         let (status, when) = (status?, condition?);
         if table.has("or_share") && status.is_none() && when.is_none() {
             let message = format!(
-                "{} means nothing without \"when\", since there are no others: write when, or share",
+                "{} has no effect without \"when\", since there are no others: write when, or share",
                 table.name_of("or_share")
             );
             self.problem(table.key_offset("or_share"), message);

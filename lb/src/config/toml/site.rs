@@ -152,7 +152,7 @@ impl<'t> Reader<'t> {
                 for (index, (name, text)) in texts.into_iter().enumerate() {
                     let network = values::network_in(name);
                     if let Err(fix) = &network {
-                        problem(index, format!("\"{name}\" is no network: write {fix}"));
+                        problem(index, format!("\"{name}\" is not a network: write {fix}"));
                     }
                     collect(&mut networks, network.ok().map(|network| (network, text)));
                 }
@@ -499,13 +499,13 @@ impl<'t> Reader<'t> {
         if let (Some(true), Some(Matcher::Exact(_) | Matcher::Regex(_) | Matcher::Named)) =
             (over_regex.flatten(), &matcher)
         {
-            let message = "site.route.over_regex means nothing here, since only the longest path or prefix is chosen over a regex: remove it";
+            let message = "site.route.over_regex has no effect here, since only the longest path or prefix is chosen over a regex: remove it";
             self.problem(section.key_offset("over_regex"), message);
         }
         if let (Some(Rules { rewrite: Some(Rewrite::Prefix { .. }), .. }), Some(Matcher::Regex(_) | Matcher::Named)) =
             (&rules, &matcher)
         {
-            let message = "rewrite.prefix means nothing here, since this route has no path of its own to put it in place of: write rewrite = { to = \"…\" }, or { regex = \"…\", to = \"…\" }";
+            let message = "rewrite.prefix has no effect here, since this route has no path of its own to put it in place of: write rewrite = { to = \"…\" }, or { regex = \"…\", to = \"…\" }";
             self.problem(section.first_offset(&["rewrite"]), message);
         }
         let page_jumps = rules.as_ref().map(|rules| self.page_jumps(section, rules)).unwrap_or_default();
@@ -701,7 +701,7 @@ impl<'t> Reader<'t> {
         let written: Vec<_> = ACTIONS.iter().filter(|action| section.has(action)).collect();
         if let [first, second, ..] = written.as_slice() {
             let message = format!(
-                "{} stands beside {first}, and only one thing can answer: remove one of the two",
+                "{} is beside {first}, and only one of them can respond: remove one of the two",
                 section.name_of(second)
             );
             self.problem(section.key_offset(second), message);
@@ -765,7 +765,7 @@ impl<'t> Reader<'t> {
         let (status, body) = (status?.unwrap_or(200), body?);
         if status == 444 {
             let message = format!(
-                "{} is 444, by which nginx closes the connection without an answer, and that is not there yet: write 403, or another status",
+                "{} is 444, by which nginx closes the connection without an answer, and that is not implemented yet: write 403, or another status",
                 section.name_of("status")
             );
             self.problem(section.offset("status"), message);
@@ -773,7 +773,7 @@ impl<'t> Reader<'t> {
         }
         if body.is_some() && matches!(status, 204 | 205 | 304) {
             let message = format!(
-                "{} means nothing with status {status}, which has no body: remove it, or write another status",
+                "{} has no effect with status {status}, which has no body: remove it, or write another status",
                 section.name_of("body")
             );
             self.problem(section.key_offset("body"), message);

@@ -140,7 +140,9 @@ impl Sources {
         }
         let is_file = fs::metadata(file).map_err(|e| unreadable(file, &e))?.is_file();
         if !is_file {
-            return Err(format!("but {shown} is no file: write the path of one, or \"*.toml\" for those in a folder"));
+            return Err(format!(
+                "but {shown} is not a file: write the path of one, or \"*.toml\" for those in a folder"
+            ));
         }
         let bytes = fs::read(file).map_err(|e| unreadable(file, &e))?;
         let text = String::from_utf8(bytes).map_err(|_| format!("but {shown} is not UTF-8: save it as UTF-8 text"))?;

@@ -207,12 +207,12 @@ fn wrong_values_are_reported_with_position_and_fix() {
         (
             "server",
             "request_id = §\"Set-Cookie\"",
-            "server.request_id is \"Set-Cookie\": write the name of a field that means nothing else here, such as \"X-Request-Id\", or \"\"",
+            "server.request_id is \"Set-Cookie\": write the name of a field without another meaning here, such as \"X-Request-Id\", or \"\"",
         ),
         (
             "server",
             "request_id = §\"X Id\"",
-            "server.request_id is \"X Id\": write the name of a field that means nothing else here, such as \"X-Request-Id\", or \"\"",
+            "server.request_id is \"X Id\": write the name of a field without another meaning here, such as \"X-Request-Id\", or \"\"",
         ),
         (
             "server",
@@ -309,7 +309,7 @@ fn wrong_values_are_reported_with_position_and_fix() {
         (
             "pool.probe",
             "type = \"tcp\"\n§path = \"/up\"",
-            "pool.probe.path means nothing to a tcp probe: remove it, or write type = \"http\"",
+            "pool.probe.path has no effect for a tcp probe: remove it, or write type = \"http\"",
         ),
         (
             "pool.ejection",
@@ -417,7 +417,7 @@ fn sections_of_the_wrong_kind_are_explained() {
         ),
         (
             format!("§[[server]]\nthreads = 1\n{MINIMAL}"),
-            "server is an array: write [server], once; what is a server of nginx is a [[site]] here",
+            "server is an array: write [server], once; nginx's server is a [[site]] here",
         ),
         (format!("log = §\"debug\"\n{MINIMAL}"), "log is \"debug\": write a section [log]"),
         (
@@ -490,7 +490,7 @@ fn contradictory_settings_are_reported() {
         ),
         (
             minimal_but("\"127.0.0.1:8888\"", "\"127.0.0.1:8888\"\naddresses = [§\"127.0.0.1:8888\"]"),
-            "listener.addresses has \"127.0.0.1:8888\", which is there already: remove one of the two",
+            "listener.addresses has \"127.0.0.1:8888\", which is listed already: remove one of the two",
         ),
         (
             minimal_but(
@@ -501,7 +501,7 @@ fn contradictory_settings_are_reported() {
         ),
         (
             minimal_but("\"127.0.0.1:8888\"", "\"127.0.0.1:8888\"\n§mode = \"0660\""),
-            "listener.mode means nothing without a Unix socket: remove it, or write address = \"unix:/run/evenkeel.sock\"",
+            "listener.mode has no effect without a Unix socket: remove it, or write address = \"unix:/run/evenkeel.sock\"",
         ),
         (
             minimal_but("\"127.0.0.1:8888\"", "\"unix:/run/a.sock\"\nmode = §\"660x\""),
@@ -509,7 +509,7 @@ fn contradictory_settings_are_reported() {
         ),
         (
             minimal_but("\"127.0.0.1:8888\"", "\"unix:/run/a.sock\"\naddresses = [§\"unix:/run/a.sock\"]"),
-            "listener.addresses has \"unix:/run/a.sock\", which is there already: remove one of the two",
+            "listener.addresses has \"unix:/run/a.sock\", which is listed already: remove one of the two",
         ),
         (
             minimal_with("server", "user = §\":adm\""),
@@ -537,13 +537,13 @@ fn contradictory_settings_are_reported() {
         ),
         (
             format!("{MINIMAL}[[route]]\npath = §\"/\"\npool = \"app\"\n"),
-            "the route for host \"\" and path \"/\" stands in line 7 already: remove one of the two, or change its host or path",
+            "the route for host \"\" and path \"/\" is in line 7 already: remove one of the two, or change its host or path",
         ),
         (
             format!(
                 "{MINIMAL}[[route]]\nhost = \"A.example\"\npool = \"app\"\n[[route]]\nhost = §\"a.example\"\npool = \"app\"\n"
             ),
-            "the route for host \"a.example\" and path \"/\" stands in line 10 already: remove one of the two, or change its host or path",
+            "the route for host \"a.example\" and path \"/\" is in line 10 already: remove one of the two, or change its host or path",
         ),
         (
             minimal_but("pool = \"app\"", "pool = §\"apps\""),
@@ -750,8 +750,8 @@ fn certificates_and_keys_must_exist_and_match() {
         ("none", "key.pem", format!("certificate: {absent}")),
         ("", "key.pem", "certificate is \"\": write the path of a PEM file".to_owned()),
         ("text", "key.pem", "certificate: text has no certificate: it must be a PEM file, the leaf certificate first".to_owned()),
-        ("broken.pem", "key.pem", "certificate: broken.pem is no sound PEM file: a section is no base64".to_owned()),
-        ("false.pem", "key.pem", "certificate: false.pem holds something that is no X.509 certificate".to_owned()),
+        ("broken.pem", "key.pem", "certificate: broken.pem is not a valid PEM file: a section is not valid base64".to_owned()),
+        ("false.pem", "key.pem", "certificate: false.pem holds something that is not an X.509 certificate".to_owned()),
         ("key.pem", "key.pem", "certificate: key.pem has a key and no certificate".to_owned()),
         ("cert.pem", "cert.pem", "key: there is no private key for cert.pem: put it into cert.key or into the same file".to_owned()),
         ("cert.pem", "none", format!("key: {absent}")),

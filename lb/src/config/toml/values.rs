@@ -234,7 +234,7 @@ fn backend_with_parameters(text: &str) -> Option<String> {
             ("max_conns" | "maxconn", number) => table += &format!(", max_connections = {number}"),
             ("down", _) => table += ", state = \"down\"",
             ("max_fails" | "fail_timeout", _) => others.push(format!("{parameter} goes into [pool.ejection]")),
-            _ => others.push(format!("{parameter} is no setting of a backend")),
+            _ => others.push(format!("{parameter} is not a backend setting")),
         }
     }
     let others = others.iter().map(|other| format!("; {other}")).collect::<String>();
@@ -511,7 +511,7 @@ pub(super) fn status_ranges(value: &DeValue<'_>) -> Read<StatusRanges> {
 
 /// A token of RFC 6265.
 pub(super) fn request_id_field(value: &DeValue<'_>) -> Read<RequestIdField> {
-    let error = || "the name of a field that means nothing else here, such as \"X-Request-Id\", or \"\"".to_owned();
+    let error = || "the name of a field without another meaning here, such as \"X-Request-Id\", or \"\"".to_owned();
     value.as_str().and_then(RequestIdField::new).ok_or_else(error)
 }
 

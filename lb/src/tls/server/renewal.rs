@@ -182,7 +182,7 @@ impl ServerTls {
                 let position = certificates.iter().position(|loaded| loaded.pair.certificate == *path);
                 let Some(position) = position else {
                     let lost = lost_names(former, &certificates, &served);
-                    let message = format!("{} is not there any more{}", path.display(), no_other_for(&lost));
+                    let message = format!("{} no longer exists{}", path.display(), no_other_for(&lost));
                     let stays = is_last || is_named(path) || !lost.is_empty();
                     return stays.then_some((Err(index), former, message));
                 };

@@ -510,7 +510,7 @@ impl<'a> Parser<'a> {
             if !is_name {
                 return self.refuse_at(
                     start,
-                    format!("\"{name}\" is no name of a group: use up to {MAX_NAME_BYTES} letters, digits and _, no digit first"),
+                    format!("\"{name}\" is not a valid group name: use up to {MAX_NAME_BYTES} letters, digits and _, no digit first"),
                 );
             }
             if self.names.iter().any(|(known, _)| **known == *name) {
@@ -737,7 +737,7 @@ impl<'a> Parser<'a> {
         };
         match u8::from_str_radix(digits, 16) {
             Ok(byte) if digits.bytes().all(|byte| byte.is_ascii_hexdigit()) => Ok(byte),
-            _ => self.refuse_at(start, format!("\\x{{{digits}}} is no byte; write \\x and two hexadecimal digits")),
+            _ => self.refuse_at(start, format!("\\x{{{digits}}} is not a byte; write \\x and two hexadecimal digits")),
         }
     }
 }

@@ -413,12 +413,12 @@ fn wrong_sites_are_reported_with_position_and_fix() {
         ),
         (
             "[[site]]\nhosts = [\"a\"]\npool = \"app\"\n§respond = { status = 200 }\n",
-            "site.respond stands beside pool, and only one thing can answer: remove one of the two",
+            "site.respond is beside pool, and only one of them can respond: remove one of the two",
         ),
         ("[[site]]\nhosts = [\"a\"]\npool = \"app\"\n§fils = 1\n", "site.fils is not a setting"),
         (
             "[[site]]\nhosts = [\"a\"]\npool = \"app\"\n§limits = []\n",
-            "site.limits is not there yet in this version of Evenkeel: remove it",
+            "site.limits is not implemented yet in this version of Evenkeel: remove it",
         ),
         (
             "[[site]]\nhosts = [\"a\"]\npool = \"app\"\n[[site]]\nhosts = §[\"a\"]\npool = \"app\"\nname = \"x\"\n",
@@ -468,7 +468,7 @@ fn wrong_routes_are_reported_with_position_and_fix() {
         ),
         (
             "respond = { status = 204, §body = \"x\" }",
-            "site.route.respond.body means nothing with status 204, which has no body: remove it, or write another status",
+            "site.route.respond.body has no effect with status 204, which has no body: remove it, or write another status",
         ),
         (
             "respond = { body = §\"$nobody\" }",
@@ -556,7 +556,7 @@ fn wrong_routes_are_reported_with_position_and_fix() {
         ),
         (
             "pool = \"app\"\nerror_pages = { §\"304\" = \"/x\" }",
-            "site.route.error_pages is for 304, which is no error: what the client has is still right, and no page takes its place; remove it",
+            "site.route.error_pages is for 304, which is not an error: the client's copy is still valid, and no page replaces it; remove it",
         ),
         (
             "pool = \"app\"\nerror_pages = { \"404\" = { path = \"/x\", status = §204 } }",
@@ -576,7 +576,7 @@ fn wrong_routes_are_reported_with_position_and_fix() {
         ),
         (
             "pool = \"app\"\naccess_log = { file = \"x\", format = \"json\", §escape = \"json\" }",
-            "site.route.access_log.escape means nothing without a format of your own, such as \"$remote_addr $status\": remove it",
+            "site.route.access_log.escape has no effect without a format of your own, such as \"$remote_addr $status\": remove it",
         ),
         (
             "pool = \"app\"\naccess_log = { file = \"x\", format = \"$host\", escape = §\"html\" }",
@@ -698,7 +698,7 @@ fn tables_of_values_are_reported_at_their_position() {
         ),
         (
             "a = { from = \"$args\", networks = { §\"10.0.0.0/40\" = \"1\" } }",
-            "values.a.networks: \"10.0.0.0/40\" is no network: write a network or an address, such as \"10.0.0.0/8\", \"fd00::/8\" or \"192.0.2.7\"",
+            "values.a.networks: \"10.0.0.0/40\" is not a network: write a network or an address, such as \"10.0.0.0/8\", \"fd00::/8\" or \"192.0.2.7\"",
         ),
         (
             "a = { from = \"$args\", shares = { x = 60, §y = 50 } }",
@@ -782,7 +782,7 @@ fn each_problem_names_the_file_that_it_is_in() {
             path("none.toml")
         ),
         format!("{}:3:11: server.threads is \"x\": write a whole number from 0 to 1024", path("a.toml")),
-        format!("{}:1:2: [server] stands in line 2 of {} already: write it once", path("b.toml"), path("a.toml")),
+        format!("{}:1:2: [server] is in line 2 of {} already: write it once", path("b.toml"), path("a.toml")),
         format!(
             "{}:4:8: route.pool is \"ap\", but there is no such pool: did you mean \"app\"? the pools are app",
             path("b.toml")
@@ -1026,7 +1026,7 @@ pool = \"app\"
     for later in UNFINISHED {
         let with_later = text.replace("preset = ", &format!("{later} = 1\npreset = "));
         let problems = read(&with_later, &file).expect_err("not there yet");
-        let expected = format!("site.{later} is not there yet in this version of Evenkeel: remove it");
+        let expected = format!("site.{later} is not implemented yet in this version of Evenkeel: remove it");
         assert!(problems.iter().any(|problem| problem.message == expected), "{problems:?}");
     }
 }

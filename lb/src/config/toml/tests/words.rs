@@ -122,7 +122,7 @@ fn backends_in_nginx_syntax_suggest_the_syntax_here() {
         ("web1:8080 weight=5 down", "{ address = \"web1:8080\", weight = 5, state = \"down\" }"),
         (
             "web1:8080 weight=2  max_fails=3 backup",
-            "{ address = \"web1:8080\", weight = 2 }; max_fails=3 goes into [pool.ejection]; backup is no setting of a backend",
+            "{ address = \"web1:8080\", weight = 2 }; max_fails=3 goes into [pool.ejection]; backup is not a backend setting",
         ),
     ] {
         let message = format!("pool.backends is \"{written}\": write {fix}");

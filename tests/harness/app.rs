@@ -13,18 +13,18 @@ use crate::deadline::eventually;
 use crate::process::{Process, built};
 use crate::wire::{Reply, Request};
 
-/// One `app serve`.
+/// One `app serve` process.
 pub struct Instance {
     process: Process,
     pub name: String,
     pub address: SocketAddr,
 }
 
-/// One `app demo`: a balancer and three instances.
+/// One `app demo` process, with its balancer and three instances.
 pub struct Demo {
     process: Process,
     _directory: TempDir,
-    /// Where a browser goes.
+    /// The URL's address.
     pub address: SocketAddr,
     pub admin: SocketAddr,
     /// The balancer first, then the instances.
@@ -47,7 +47,7 @@ impl Instance {
     /// As [`Self::start`], with more flags.
     pub async fn start_with(name: &str, data: &Path, address: &str, flags: &[&str]) -> Self {
         let mut command = Command::new(built("app", "app", "APP_BIN"));
-        // Unless a flag says otherwise: most tests stop an instance that nobody asks any more.
+        // Unless a flag says otherwise: most tests stop an instance that gets no more requests.
         command.env("APP_SHUTDOWN_DELAY", "0s");
         command
             .args(["serve", "--listen", address, "--name", name, "--trivial-passwords", "--data-dir"])
@@ -63,13 +63,13 @@ impl Instance {
         self.process.signal(signal);
     }
 
-    /// Ends the instance without warning.
+    /// Kills the instance.
     pub async fn kill(&mut self) {
         self.process.signal(Signal::SIGKILL);
         self.process.end().await;
     }
 
-    /// Asks for the end and sees that it is an orderly one.
+    /// Stops the instance and asserts that it ends in order.
     pub async fn stop(&mut self) {
         self.process.signal(Signal::SIGTERM);
         let status = self.process.end().await;
@@ -100,7 +100,7 @@ impl Demo {
         self.process.output()
     }
 
-    /// Ctrl-C, and the end of it.
+    /// Sends Ctrl-C, and waits for the end.
     pub async fn interrupt(&mut self) {
         self.process.signal(Signal::SIGINT);
         let status = self.process.end().await;

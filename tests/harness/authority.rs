@@ -1,4 +1,4 @@
-//! A certificate authority of a test's own, by OpenSSL.
+//! A certificate authority for a test, with OpenSSL.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

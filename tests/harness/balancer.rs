@@ -24,13 +24,13 @@ pub struct Balancer {
     admin: Port,
     /// Sent with every admin request.
     pub token: Option<String>,
-    /// Set for the process, from its next start on.
+    /// Environment variables, from the next start on.
     pub environment: Vec<(String, String)>,
-    /// How many files the process may open, from its next start on; `None`: as many as the tests.
+    /// The limit on open files, from the next start on; `None`: that of the tests.
     pub most_files: Option<usize>,
 }
 
-/// What `/metrics` said.
+/// The content of `/metrics`.
 #[derive(Debug)]
 pub struct Metrics(Vec<Series>);
 
@@ -41,7 +41,7 @@ struct Series {
     value: f64,
 }
 
-/// What one run of the command line left behind.
+/// The result of one run of the command line.
 #[derive(Debug)]
 pub struct Outcome {
     pub status: ExitStatus,
@@ -58,7 +58,7 @@ impl Balancer {
         balancer
     }
 
-    /// Everything but the process, for tests of the start itself.
+    /// Prepares everything but the process, for tests of the start itself.
     pub fn prepare(config: &Config) -> Self {
         let directory = TempDir::new().expect("a temporary directory");
         let balancer = Self {
@@ -110,7 +110,7 @@ impl Balancer {
         .await;
     }
 
-    /// Replaces the configuration file; nobody tells the process.
+    /// Replaces the configuration file without notifying the process.
     pub fn configure(&self, config: &Config) {
         self.write(&config.text(self.listener.address(), self.admin.address()));
     }
@@ -120,7 +120,7 @@ impl Balancer {
         std::fs::write(self.config_file(), text).expect("a writable directory");
     }
 
-    /// The file that this name means in the configuration.
+    /// The file that this name refers to in the configuration.
     pub fn file(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
     }
@@ -138,7 +138,7 @@ impl Balancer {
         std::fs::read_to_string(self.file("stderr.log")).unwrap_or_default()
     }
 
-    /// Waits until the log has all of `words`: a thread of its own writes lines a moment after they are said.
+    /// Waits until the log contains all of `words`: a separate thread writes lines shortly after they are logged.
     pub async fn logs(&self, words: &[&str]) {
         let has_all = async || {
             let log = self.log();
@@ -147,7 +147,7 @@ impl Balancer {
         eventually(&format!("the log has {words:?}"), has_all).await;
     }
 
-    /// Waits until a file has `count` whole lines, which must then be all.
+    /// Waits until a file has `count` whole lines, and asserts that these are all.
     pub async fn lines(&self, file: &str, count: usize) -> Vec<String> {
         let mut lines = Vec::new();
         eventually(&format!("{count} lines in {file}"), async || {
@@ -176,7 +176,7 @@ impl Balancer {
         self.process().signal(signal);
     }
 
-    /// Asks for the end and sees that it is an orderly one.
+    /// Stops the process and asserts that it ends in order.
     pub async fn stop(&mut self) {
         self.signal(Signal::SIGTERM);
         let status = self.process().end().await;
@@ -184,14 +184,14 @@ impl Balancer {
         self.process = None;
     }
 
-    /// Ends the process without warning.
+    /// Kills the process.
     pub async fn kill(&mut self) {
         self.signal(Signal::SIGKILL);
         self.process().end().await;
         self.process = None;
     }
 
-    /// Starts the process again, with whatever stands in its files now.
+    /// Starts the process again, with the current content of its files.
     pub async fn start_again(&mut self) {
         self.launch();
         self.ready().await;
@@ -225,7 +225,7 @@ impl Balancer {
         reply.unwrap_or_else(|| panic!("no answer to {method} {path}:\n{}", self.log()))
     }
 
-    /// As [`Self::admin`]; `None` when nobody answers.
+    /// Like [`Self::admin`]; `None` if there is no response.
     pub async fn try_admin(&self, method: &str, path: &str, body: Option<Value>) -> Option<Reply> {
         let mut request = Request::new(method, path).with("Host", "localhost").with("Connection", "close");
         if let Some(body) = &body {
@@ -262,7 +262,7 @@ impl Balancer {
         self.change("GET", "/admin/pools/app", None).await
     }
 
-    /// One backend of the pool `app`; null when it is not there.
+    /// One backend of the pool `app`; null if it does not exist.
     pub async fn backend(&self, origin: &Origin) -> Value {
         let address = origin.address().to_string();
         let pool = self.pool().await;
@@ -314,8 +314,9 @@ pub fn program() -> PathBuf {
     built("evenkeel", "evenkeel", "EVENKEEL_BIN")
 }
 
-/// What carries the requests of a test, and the arguments before its file: `evenkeel run`, unless `EVENKEEL_IN` says that it
-/// is to be Evenkeel in a Pingora server, behind Pingora's proxy (`pingora-proxy`) or by its own engine (`pingora-engine`).
+/// The program that handles a test's requests, and the arguments before its file: `evenkeel run`, unless `EVENKEEL_IN`
+/// selects Evenkeel in a Pingora server, with Pingora's proxy (`pingora-proxy`) or with its own engine
+/// (`pingora-engine`).
 fn under_test() -> (PathBuf, &'static [&'static str]) {
     const SERVER: &str = "pingora-server";
     match std::env::var("EVENKEEL_IN").as_deref() {

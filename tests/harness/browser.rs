@@ -77,7 +77,7 @@ impl Browser {
         self.command("POST", &format!("/element/{element}/click"), Some(json!({}))).await;
     }
 
-    /// The text that a person sees in the first element that fits, waiting for it to be there.
+    /// The visible text of the first matching element, once it exists.
     pub async fn text(&self, selector: &str) -> String {
         // In one step, because the page may be replaced between two.
         let script = format!("const e = document.querySelector({}); return e && e.innerText", json!(selector));

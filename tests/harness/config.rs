@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use crate::dns::Dns;
 use crate::origin::Origin;
 
-/// Probes that find out fast, for tests of something else; three must fail, since a busy machine may delay one.
+/// Fast probes, for tests of something else; three must fail, since a busy machine may delay one.
 const PROBE: &str = "path = \"/probe\"\ninterval = \"100ms\"\ntimeout = \"100ms\"\nrise = 1\nfall = 3";
 
 #[derive(Debug, Clone, Default)]
@@ -39,7 +39,7 @@ impl Config {
         self
     }
 
-    /// Has names resolved by this server, which is asked again and again.
+    /// Uses this DNS server, without caching.
     pub fn dns(self, dns: &Dns) -> Self {
         self.resolver(dns, "")
     }
@@ -80,7 +80,7 @@ impl Config {
         self
     }
 
-    /// Has these in place of routes: `[values]` and `[[site]]` sections, with their headings.
+    /// Replaces the routes by `[values]` and `[[site]]` sections, with their headings.
     pub fn sites(mut self, text: &str) -> Self {
         add_line(self.routes.get_or_insert_default(), text);
         self
@@ -158,7 +158,7 @@ impl Pool {
         self.section("ejection", lines)
     }
 
-    /// Keeps what a test does to its backends from having them ejected.
+    /// Prevents ejections caused by what a test does to its backends.
     pub fn without_ejection(self) -> Self {
         self.ejection("consecutive_failures = 0")
     }

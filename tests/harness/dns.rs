@@ -1,5 +1,5 @@
-//! A DNS server (RFC 1035) that knows what a test says: records with a TTL, names that do not exist, servers that fail,
-//! are silent, or whose answers are too long for UDP.
+//! A scripted DNS server (RFC 1035): records with a TTL, names that do not exist, and servers that fail, do not answer,
+//! or have answers that are too long for UDP.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -14,7 +14,7 @@ const SOA: u16 = 6;
 const AAAA: u16 = 28;
 const SRV: u16 = 33;
 
-/// A server on a port of its own, over UDP and TCP. A name that nothing was said of does not exist.
+/// A server on its own port, over UDP and TCP. Unscripted names do not exist.
 #[derive(Debug)]
 pub struct Dns {
     address: SocketAddr,
@@ -44,7 +44,7 @@ enum Record {
     Service { priority: u16, weight: u16, port: u16, target: String },
 }
 
-/// How questions for a name are answered.
+/// How lookups of a name are answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mood {
     Answers,
@@ -72,13 +72,13 @@ impl Dns {
         self.address
     }
 
-    /// Has a name lead to these addresses, for a TTL of zero.
+    /// Sets the addresses of a name, with a TTL of zero.
     pub fn set<const N: usize>(&self, name: &str, addresses: [&str; N]) {
         let address = |text: &str| Record::Address(text.parse().expect("an address"));
         self.set_records(name, addresses.into_iter().map(address).collect());
     }
 
-    /// Has a name lead to these services: priority, weight, port and host.
+    /// Sets the SRV records of a name: priority, weight, port and host.
     pub fn set_services<const N: usize>(&self, name: &str, services: [(u16, u16, u16, &str); N]) {
         let service = |(priority, weight, port, target): (u16, u16, u16, &str)| Record::Service {
             priority,
@@ -108,17 +108,17 @@ impl Dns {
         change(lock(&self.shared).names.entry(name.to_owned()).or_insert_with(new));
     }
 
-    /// Has a name not exist any more.
+    /// Removes a name.
     pub fn remove(&self, name: &str) {
         lock(&self.shared).names.remove(name);
     }
 
-    /// How often the IPv4 addresses of a name were asked for.
+    /// How often the IPv4 addresses of a name were looked up.
     pub fn asked(&self, name: &str) -> usize {
         lock(&self.shared).asked.get(&(name.to_owned(), A)).copied().unwrap_or(0)
     }
 
-    /// How often the services of a name were asked for.
+    /// How often the SRV records of a name were looked up.
     pub fn services_asked(&self, name: &str) -> usize {
         lock(&self.shared).asked.get(&(name.to_owned(), SRV)).copied().unwrap_or(0)
     }
@@ -131,7 +131,7 @@ impl Dns {
 async fn sockets() -> (UdpSocket, TcpListener) {
     loop {
         let udp = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a free port");
-        // Somebody else may have it over TCP.
+        // The TCP port may be taken.
         if let Ok(tcp) = TcpListener::bind(udp.local_addr().expect("a bound socket")).await {
             return (udp, tcp);
         }
@@ -170,7 +170,7 @@ async fn serve_connection(mut stream: TcpStream, shared: Arc<Mutex<Shared>>) {
     }
 }
 
-/// The answer to a message; none to what is no question.
+/// The answer to a message; none if it is not a query.
 fn answer(message: &[u8], shared: &Mutex<Shared>, is_tcp: bool) -> Option<Vec<u8>> {
     const SERVER_FAILURE: u8 = 2;
     const NO_SUCH_NAME: u8 = 3;
@@ -219,7 +219,7 @@ fn write_record(out: &mut Vec<u8>, name: &[u8], kind: u16, ttl: u32, data: &[u8]
     out.extend(data);
 }
 
-/// The name that is asked for, the kind of record, and where the question ends.
+/// The queried name, the record type, and the end of the question.
 fn question(message: &[u8]) -> Option<(String, u16, usize)> {
     let (mut at, mut labels) = (12, Vec::new());
     loop {

@@ -67,7 +67,8 @@ pub async fn tls_over(protocol: &[u8], tcp: TcpStream) -> std::io::Result<TlsStr
     tls_with(Arc::new(client(protocol)), tcp).await
 }
 
-/// A client that takes any certificate, offers this protocol, and resumes sessions as long as it is the same one.
+/// A client that accepts any certificate, offers this protocol, and resumes sessions as long as the configuration is
+/// shared.
 pub fn client(protocol: &[u8]) -> ClientConfig {
     let provider = Arc::new(ring::default_provider());
     let config = ClientConfig::builder_with_provider(Arc::clone(&provider)).with_safe_default_protocol_versions();
@@ -142,7 +143,7 @@ impl Frame {
     }
 }
 
-/// The next frame that comes.
+/// The next frame.
 pub async fn next_frame(connection: &mut (impl AsyncRead + Unpin)) -> io::Result<Frame> {
     let mut head = [0; 9];
     connection.read_exact(&mut head).await?;
@@ -152,7 +153,7 @@ pub async fn next_frame(connection: &mut (impl AsyncRead + Unpin)) -> io::Result
     Ok(Frame { kind, flags, stream: u32::from_be_bytes(stream), payload })
 }
 
-/// Whatever comes until the peer closes, in whatever way.
+/// All bytes until the peer closes in any way.
 pub async fn rest(connection: &mut (impl AsyncRead + Unpin)) -> Vec<u8> {
     let mut rest = Vec::new();
     let _ = within("the end of the connection", connection.read_to_end(&mut rest)).await;
@@ -227,16 +228,16 @@ impl Http2 {
         Ok((fields_of(&parts.headers), Tunnel { send, receive, data: Bytes::new() }))
     }
 
-    /// Waits until the peer has closed the connection; how.
+    /// Waits until the peer has closed the connection. Returns how.
     pub async fn closed(self) -> Result<(), h2::Error> {
-        // It stays open as long as somebody may send.
+        // It stays open as long as there is a sender.
         let Self { sender, driver } = self;
         let ended = within("the end of the connection", driver).await;
         drop(sender);
         ended.expect("no panic")
     }
 
-    /// Closes the connection without a word.
+    /// Closes the connection without GOAWAY.
     pub fn leave(self) {
         self.driver.abort();
     }
@@ -285,16 +286,16 @@ fn fields_of(fields: &http::HeaderMap) -> Fields {
     Fields(fields.iter().map(|(name, value)| (name.to_string(), text(value))).collect())
 }
 
-/// What a stream carries both ways, once it has become a tunnel.
+/// The data of a stream that has become a tunnel.
 pub struct Tunnel {
     pub send: SendStream<Bytes>,
     pub receive: RecvStream,
-    /// Came and was not read.
+    /// Received but not read.
     data: Bytes,
 }
 
 impl Tunnel {
-    /// Waits until the peer resets the stream; with which code.
+    /// Waits until the peer resets the stream. Returns the code.
     pub async fn reset(&mut self) -> Reason {
         within("a reset", poll_fn(|cx| self.send.poll_reset(cx))).await.expect("a reset")
     }

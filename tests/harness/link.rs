@@ -9,7 +9,7 @@ use tokio::task::JoinSet;
 
 use crate::port::Port;
 
-/// Relays every connection to `address` until told otherwise.
+/// Relays every connection to `address` unless stalled or cut.
 #[derive(Debug)]
 pub struct Link {
     port: Port,
@@ -98,7 +98,7 @@ async fn pass(
 ) {
     let mut buffer = vec![0; 16 << 10];
     while let Ok(length @ 1..) = from.read(&mut buffer).await {
-        // What was read while stalled waits here.
+        // Bytes that were read while stalled wait here.
         if state.wait_for(|state| *state != State::Stalled).await.is_err() {
             break;
         }

@@ -1,4 +1,4 @@
-//! The system's `openssl`: certificates as operators get them, and a client of TLS that is not ours.
+//! The system's `openssl`: certificates as operators get them, and an independent TLS client.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ use tokio::process::Command;
 use crate::deadline::within;
 use crate::process::installed;
 
-/// Who issues certificates.
+/// A certificate authority.
 pub struct Authority {
     directory: TempDir,
 }
@@ -23,7 +23,7 @@ pub enum Kind {
     Rsa,
 }
 
-/// What a run left behind, both outputs together.
+/// The combined output of a run.
 #[derive(Debug)]
 pub struct Output {
     pub is_success: bool,
@@ -51,7 +51,7 @@ impl Authority {
         self.directory.path().join(name)
     }
 
-    /// Makes a certificate and its key for these names, the first of which is its common name, valid for so many days.
+    /// Creates a certificate and its key for these names, valid for `days`. The first name is the common name.
     pub async fn issue(&self, certificate: &Path, key: &Path, kind: Kind, names: &[&str], days: u32) {
         let subject = format!("/CN={}", names[0]);
         self.issue_as(certificate, key, kind, &subject, names, days).await;
@@ -66,7 +66,7 @@ impl Authority {
             vec!["req", "-x509", "-nodes", "-utf8", "-subj", subject, "-addext", &names, "-days", &days];
         arguments.extend(["-addext", "basicConstraints=CA:FALSE", "-CA", text(&ca), "-CAkey", text(&ca_key)]);
         arguments.extend(kind.arguments());
-        // Moved there when they are whole, as whoever renews certificates does.
+        // Moved into place when complete, as tools that renew certificates do.
         let (new, new_key) = (with_more(certificate, ".new"), with_more(key, ".new"));
         arguments.extend(["-out", text(&new), "-keyout", text(&new_key)]);
         openssl(&arguments).await.success();
@@ -90,7 +90,7 @@ impl Output {
         self.text
     }
 
-    /// What stands behind `mark` in its line.
+    /// The text after `mark` in its line.
     pub fn after(&self, mark: &str) -> Option<&str> {
         self.text.lines().find_map(|line| line.trim_start().strip_prefix(mark)).map(str::trim)
     }
@@ -121,7 +121,7 @@ pub async fn openssl_with(arguments: &[&str], input: &str) -> Output {
     Output { is_success: output.status.success(), text }
 }
 
-/// One handshake of `openssl s_client`. `name`: the server that it asks for; empty: none.
+/// One handshake of `openssl s_client`. `name`: the server name to request; empty: none.
 pub async fn handshake(address: SocketAddr, name: &str, arguments: &[&str]) -> Output {
     let address = address.to_string();
     let mut all = vec!["s_client", "-connect", &address];

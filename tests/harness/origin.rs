@@ -1,5 +1,5 @@
-//! A backend that does as told: it answers with what a test scripted, remembers what it was asked, and can fail in
-//! every way a backend fails. Unscripted, it tells the request back as JSON.
+//! A scripted backend: it answers as a test has scripted it, records its requests, and can fail in every way that a
+//! backend can. Without a script, it returns the request as JSON.
 
 use std::io::ErrorKind;
 use std::net::SocketAddr;
@@ -23,8 +23,8 @@ use crate::deadline::eventually;
 use crate::port::Port;
 use crate::wire::{Request, Wire};
 
-/// Unscripted, `/hold` answers once [`Origin::release`] was called, `/slow?ms=5` takes its time, `/status/404` has
-/// that code, and `/probe` answers as [`Origin::set_health`] says and is not remembered.
+/// Without a script, `/hold` is answered once [`Origin::release`] is called, `/slow?ms=5` takes that long,
+/// `/status/404` has that status, and `/probe` is answered as set by [`Origin::set_health`] and not recorded.
 #[derive(Debug)]
 pub struct Origin {
     port: Port,
@@ -32,11 +32,11 @@ pub struct Origin {
     server: Mutex<Option<JoinHandle<()>>>,
 }
 
-/// One thing that an origin does in answering.
+/// One step of a response.
 #[derive(Debug, Clone)]
 pub enum Step {
     Send(Vec<u8>),
-    /// Sends what is taken within so long, and gives the rest up.
+    /// Sends what is accepted within this time, and drops the rest.
     SendWithin(Vec<u8>, Duration),
     Wait(Duration),
     /// Waits for [`Origin::release`].
@@ -50,7 +50,7 @@ pub enum Step {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Health {
     Status(u16),
-    /// One probe gets the first code, the next the second, and so on.
+    /// Probes get the two codes in turn.
     Alternating(u16, u16),
     /// Answers 200 once [`Origin::release`] was called.
     Hold,
@@ -60,9 +60,9 @@ type Script = dyn Fn(&Request) -> Vec<Step> + Send + Sync;
 
 struct Shared {
     name: String,
-    /// What follows a whole request.
+    /// The steps after a whole request.
     answer: Mutex<Option<Arc<Script>>>,
-    /// What follows a request's head, before its body is read; empty to go on.
+    /// The steps after a request's head, before its body is read; empty to continue.
     at_head: Mutex<Option<Arc<Script>>>,
     requests: Mutex<Vec<Request>>,
     last_probe: Mutex<Option<Request>>,
@@ -114,16 +114,16 @@ impl Origin {
         self.port.address()
     }
 
-    /// Ends all connections and refuses new ones: they are refused when this returns.
+    /// Ends all connections and refuses new ones. They are refused when this returns.
     pub async fn stop(&self) {
         let server = lock(&self.server).take();
         if let Some(server) = server {
             server.abort();
-            // Dropping the task closes its sockets; it is over when this returns.
+            // Dropping the task closes its sockets; it has ended when this returns.
             let _ = server.await;
         }
-        // A process that another test starts has a copy of the listening socket until it runs its program. Connections
-        // would be taken and reset until then, which is no refusal.
+        // A process that another test is starting has a copy of the listening socket until it executes its program.
+        // Until then, connections would be accepted and reset instead of refused.
         eventually("connections are refused", async || {
             TcpStream::connect(self.address()).await.is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused)
         })
@@ -154,7 +154,7 @@ impl Origin {
         self.answer(move |_| vec![Step::Send(bytes.clone())]);
     }
 
-    /// Back to telling requests back.
+    /// Returns requests as JSON again.
     pub fn forget_script(&self) {
         *lock(&self.shared.answer) = None;
         *lock(&self.shared.at_head) = None;
@@ -164,17 +164,17 @@ impl Origin {
         *lock(&self.shared.health) = health;
     }
 
-    /// Lets everything go on that holds, and hold no more.
+    /// Releases everything that holds, and holds no further requests.
     pub fn release(&self) {
         self.shared.is_released.send_replace(true);
     }
 
-    /// Makes what comes hold again.
+    /// Holds further requests again.
     pub fn hold(&self) {
         self.shared.is_released.send_replace(false);
     }
 
-    /// Whole requests, probes left out.
+    /// Complete requests, except probes.
     pub fn requests(&self) -> Vec<Request> {
         lock(&self.shared.requests).clone()
     }
@@ -183,7 +183,7 @@ impl Origin {
         self.requests().pop().unwrap_or_else(|| panic!("{} was never asked", self.name()))
     }
 
-    /// How many heads of requests came, probes left out, whatever became of the rest.
+    /// How many request heads arrived, except probes, whatever happened to the rest.
     pub fn heads(&self) -> u64 {
         self.shared.heads.load(Relaxed)
     }
@@ -205,7 +205,7 @@ impl Origin {
         self.shared.open.load(Relaxed)
     }
 
-    /// How often a peer went away while an answer was owed.
+    /// How often a peer disconnected before its response was complete.
     pub fn abandoned(&self) -> u64 {
         self.shared.abandoned.load(Relaxed)
     }
@@ -234,7 +234,7 @@ pub fn sha256(bytes: &[u8]) -> String {
 /// Counts a connection as open until dropped, so that an aborted task counts down too.
 struct Open(Arc<Shared>);
 
-/// The peer went away.
+/// The peer has disconnected.
 struct Gone;
 
 async fn accept(listener: TcpListener, shared: Arc<Shared>) {
@@ -353,7 +353,7 @@ fn told_back(shared: &Shared, request: &Request) -> Value {
     })
 }
 
-/// Whether the connection may go on.
+/// Runs the steps. Returns whether the connection may continue.
 async fn follow(wire: &mut Wire, shared: &Shared, steps: Vec<Step>) -> Result<bool, Gone> {
     for step in steps {
         match step {
@@ -388,7 +388,7 @@ async fn follow(wire: &mut Wire, shared: &Shared, steps: Vec<Step>) -> Result<bo
     Ok(true)
 }
 
-/// Waits for `future`, but only as long as the peer stays; what it sends meanwhile is kept.
+/// Waits for `future`, but only while the peer is connected; bytes that it sends are kept.
 async fn unless_gone(wire: &mut Wire, future: impl Future<Output = ()>) -> Result<(), Gone> {
     tokio::pin!(future);
     let Wire { stream, buffer } = wire;

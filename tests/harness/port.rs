@@ -1,5 +1,5 @@
-//! A port that is a test's own. It is bound but not listened on: connections to it are refused, nobody else is given
-//! it, and a program that sets `SO_REUSEADDR`, as servers do, can listen on it, end and listen again.
+//! A port reserved for a test. It is bound but not listening: connections to it are refused, the system assigns it to
+//! nobody else, and a program that sets `SO_REUSEADDR`, as servers do, can listen on it repeatedly.
 
 use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -29,7 +29,7 @@ impl Port {
             let reserved: std::io::Result<Vec<_>> = ips.iter().map(|&ip| Self::on(SocketAddr::new(ip, port))).collect();
             match reserved {
                 Ok(ports) => return ports.try_into().expect("as many as addresses"),
-                // Somebody else may have it at one of them.
+                // One of them may be taken.
                 Err(error) => assert!(Instant::now() < deadline, "no port is free at {ips:?}: {error}"),
             }
         }
@@ -50,17 +50,17 @@ impl Port {
         self.bound().listen(1024).expect("a bound socket")
     }
 
-    /// Listens for connections whose buffers, on both sides, take a few hundred kilobytes instead of megabytes.
+    /// Listens with small buffers, so that connections hold a few hundred kilobytes instead of megabytes.
     pub fn listen_with_small_buffers(&self) -> TcpListener {
         let socket = self.bound();
         socket.set_recv_buffer_size(16 << 10).expect("an option of every socket");
-        // The peer's kernel keeps room for so many segments, of whatever size.
+        // The peer's kernel reserves space for a number of segments, whatever their size.
         setsockopt(&socket, TcpMaxSeg, &1000).expect("an option of every TCP socket");
         socket.listen(1024).expect("a bound socket")
     }
 
-    /// A process that another test starts has copies of this one's sockets until it runs its program, so that a listener
-    /// which was closed may still be there for a moment.
+    /// A process that another test is starting has copies of this one's sockets until it executes its program, so a
+    /// closed listener may still exist for a moment.
     fn bound(&self) -> TcpSocket {
         let deadline = Instant::now() + Duration::from_secs(20);
         loop {

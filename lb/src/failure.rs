@@ -178,35 +178,35 @@ impl Failure {
             Self::Unresolved => (Backend, Always, Counts, 502, "unresolved", "the backend's name does not resolve"),
             // A port may be available for another address.
             Self::NoLocalPort => (Balancer, Always, NO, 503, "no-local-port", "the balancer has no local port left for a connection to the backend"),
-            Self::NoSourceAddress => (Balancer, Always, NO, 503, "no-source-address", "the balancer does not have the address that it is to connect from"),
+            Self::NoSourceAddress => (Balancer, Always, NO, 503, "no-source-address", "the balancer does not have the configured source address"),
             Self::OutOfResources => (Balancer, Never, NO, 503, "out-of-resources", "the balancer cannot open another connection now"),
-            Self::QueueTimeout => (Nobody, Never, NO, 503, "queue-timeout", "every backend has as many connections as it may"),
+            Self::QueueTimeout => (Nobody, Never, NO, 503, "queue-timeout", "every backend is at its limit on connections"),
             Self::StaleConnection => (Nobody, IfIdempotent, NO, 502, "stale-connection", "the backend closed the connection when the request was sent"),
             Self::Closed => (Backend, IfIdempotent, Counts, 502, "closed", "the backend closed the connection before its response"),
             Self::Reset => (Backend, IfIdempotent, Counts, 502, "reset", "the backend reset the connection before its response"),
             // A backend may limit how long it waits for content that the client does not send.
             Self::ClosedDuringUpload => (Nobody, IfIdempotent, NO, 502, "closed-during-upload", "the backend closed the connection while it waited for the client to send more"),
-            Self::WriteTimeout => (Backend, IfIdempotent, IfSilent, 504, "write-timeout", "the backend did not take the request in time"),
+            Self::WriteTimeout => (Backend, IfIdempotent, IfSilent, 504, "write-timeout", "the backend did not accept the request in time"),
             Self::ResponseTimeout => (Backend, IfIdempotent, IfSilent, 504, "response-timeout", "the backend did not respond in time"),
             Self::NotHttp => (Backend, IfIdempotent, Counts, 502, "not-http", "the backend does not speak HTTP/1.1"),
-            Self::ResponseHeadTooLarge => (Request, Never, NO, 502, "response-head-too-large", "the response's fields are larger than is accepted here"),
-            Self::ResponseTooManyFields => (Request, Never, NO, 502, "response-too-many-fields", "the response has more fields than are accepted here"),
+            Self::ResponseHeadTooLarge => (Request, Never, NO, 502, "response-head-too-large", "the head of the response is larger than allowed"),
+            Self::ResponseTooManyFields => (Request, Never, NO, 502, "response-too-many-fields", "the response has more fields than allowed"),
             Self::ResponseHeadMalformed => (Request, Never, NO, 502, "response-head-malformed", "the response's head is malformed"),
-            Self::UnaskedUpgrade => (Request, Never, NO, 502, "unasked-upgrade", "the backend switched protocols unasked"),
+            Self::UnaskedUpgrade => (Request, Never, NO, 502, "unasked-upgrade", "the backend switched protocols without being asked"),
             // The backend never announced support: any client may ask for it.
             Self::NoWebSocket => (Request, Never, NO, 502, "no-websocket", "the backend did not switch to WebSocket"),
             Self::TooManyInterimResponses => (Request, Never, NO, 502, "too-many-interim-responses", "the backend sent too many interim responses"),
             Self::ResponseBodyMalformed => (Backend, IfIdempotent, Counts, 502, "response-body-malformed", "the framing of the response's body is malformed"),
-            Self::ResponseTruncated => (Backend, Never, Counts, 502, "response-truncated", "the backend broke its response off"),
+            Self::ResponseTruncated => (Backend, Never, Counts, 502, "response-truncated", "the backend truncated its response"),
             // A backend may limit how long it waits for a client that reads its response slowly.
-            Self::ClosedDuringDownload => (Nobody, Never, NO, 502, "closed-during-download", "the backend closed the connection while it waited for the client to take more"),
+            Self::ClosedDuringDownload => (Nobody, Never, NO, 502, "closed-during-download", "the backend closed the connection while it waited for the client to read more"),
             // The response's own head has arrived: a frozen backend is detected by requests that wait for one.
             Self::ResponseStalled => (Backend, Never, NO, 504, "response-stalled", "the backend paused too long within its response"),
             Self::ClientGone => (Client, Never, NO, 499, "client-gone", "the client left"),
             Self::ClientTimeout => (Client, Never, NO, 408, "client-timeout", "the client took too long to send its request"),
-            Self::BodyTooLarge => (Client, Never, NO, 413, "body-too-large", "the request's body is larger than is accepted here"),
+            Self::BodyTooLarge => (Client, Never, NO, 413, "body-too-large", "the request's body is larger than allowed"),
             Self::RequestMalformed => (Client, Never, NO, 400, "malformed", "the request is malformed"),
-            Self::ConnectionRevoked => (Balancer, Never, NO, 421, "connection-revoked", "other clients may connect now than when this connection was made: ask again on a new one"),
+            Self::ConnectionRevoked => (Balancer, Never, NO, 421, "connection-revoked", "the clients of this connection are no longer accepted: try again on a new one"),
             Self::Shutdown => (Balancer, Never, NO, 503, "shutdown", "the balancer stopped before the exchange was over"),
             Self::Killed => (Balancer, IfIdempotent, NO, 503, "killed", "an operator ended the exchanges on the backend"),
             Self::Internal => (Balancer, Never, NO, 500, "internal", "the balancer failed"),
@@ -403,7 +403,7 @@ mod tests {
             };
             let counts = match ejection {
                 EjectionRule::Never => "no",
-                EjectionRule::IfSilent => "if it answers nobody",
+                EjectionRule::IfSilent => "if it answers no other request",
                 EjectionRule::Counts => "yes",
             };
             let fault = format!("{fault:?}").to_lowercase();

@@ -365,7 +365,7 @@ impl Metrics {
                 ),
                 pool_queued: gauges(
                     "evenkeel_pool_queued",
-                    "Requests that wait now because every backend has as many connections as it may.",
+                    "Requests that wait now because every backend is at its limit on connections.",
                     &["pool"],
                 ),
                 backend_in_flight: gauges(

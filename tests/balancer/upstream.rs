@@ -380,7 +380,7 @@ async fn no_backend_exceeds_its_max_connections() {
     eventually("both are full", async || balancer.in_flight().await == 2).await;
     let reply = balancer.get("/").await;
     assert_eq!((reply.status, reply.field("retry-after")), (503, Some("5")));
-    assert!(reply.text().contains("every backend has as many connections as it may"), "{}", reply.text());
+    assert!(reply.text().contains("every backend is at its limit on connections"), "{}", reply.text());
     let refused = [("reason", "queue-timeout")];
     let is_counted = async || balancer.metrics().await.sum("evenkeel_refusals_total", &refused) == 1.0;
     eventually("it is counted", is_counted).await;

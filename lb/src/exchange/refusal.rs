@@ -16,7 +16,7 @@ pub enum Refusal {
     Method,
     #[error("the client took too long to send its request")]
     ClientTimeout,
-    #[error("the request's body is larger than is accepted here")]
+    #[error("the request's body is larger than allowed")]
     BodyTooLarge,
     #[error("the request's target is longer than is accepted here")]
     TargetTooLong,

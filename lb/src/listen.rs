@@ -165,9 +165,9 @@ impl Listeners {
                 }
             };
             let new_certificates = tls.iter().flat_map(|tls| tls.new_since(before.as_deref()));
-            certificates.extend(new_certificates.map(|loaded| stats(config, loaded)));
+            certificates.extend(new_certificates.map(|loaded| describe(config, loaded)));
             let gone = tls.iter().flat_map(|tls| tls.gone_since(before.as_deref()));
-            certificates.extend(gone.map(|loaded| format!("{}: removed", stats(config, loaded))));
+            certificates.extend(gone.map(|loaded| format!("{}: removed", describe(config, loaded))));
             let both = tls.as_ref().zip(before.as_ref());
             moved_defaults.extend(both.and_then(|(tls, before)| moved_default(config, tls, before)));
             for (address, place) in places {
@@ -401,7 +401,7 @@ impl Listeners {
             count("success", taken_up.len());
             count("failure", problems.len());
             for loaded in taken_up {
-                tracing::info!("a file has changed: {}", stats(&config, &loaded));
+                tracing::info!("a file has changed: {}", describe(&config, &loaded));
             }
             for file in removed {
                 tracing::info!("listener {}: certificate {} no longer exists", config.addresses, file.display());
@@ -633,7 +633,7 @@ fn moved_default(listener: &ListenerConfig, tls: &ServerTls, before: &ServerTls)
 }
 
 /// The file, names and expiry of a certificate of a listener.
-fn stats(listener: &ListenerConfig, loaded: &LoadedCertificate) -> String {
+fn describe(listener: &ListenerConfig, loaded: &LoadedCertificate) -> String {
     let (addresses, file) = (&listener.addresses, loaded.pair.certificate.display());
     let (names, until) = (loaded.leaf.names.join(", "), certificate::date(loaded.not_after()));
     format!("listener {addresses}: certificate {file} for {names}, valid until {until}")

@@ -479,7 +479,7 @@ mod tests {
 
     #[test]
     fn listen_errors_explain_the_fix() {
-        let stats = |address: &str, kind: io::ErrorKind| {
+        let message = |address: &str, kind: io::ErrorKind| {
             let address = match address.strip_prefix("unix:") {
                 Some(path) => SocketAddress::Unix(Path::new(path).into()),
                 None => SocketAddress::Ip(address.parse().expect("an address")),
@@ -492,12 +492,15 @@ mod tests {
             ("192.0.2.1:80", io::ErrorKind::AddrNotAvailable, "this machine has no address 192.0.2.1"),
             ("0.0.0.0:80", io::ErrorKind::AddrInUse, "stop what uses port 80"),
             ("unix:/run/web.sock", io::ErrorKind::AddrInUse, "another process listens there"),
-            ("unix:/run/web.sock", io::ErrorKind::AlreadyExists, "a file that is no socket: remove it"),
+            ("unix:/run/web.sock", io::ErrorKind::AlreadyExists, "a file that is not a socket: remove it"),
             ("unix:/run/web/sock", io::ErrorKind::NotFound, "make the folder /run/web,"),
             ("unix:/run/web/sock", io::ErrorKind::PermissionDenied, "write to the folder /run/web "),
         ] {
-            let stats = stats(address, kind);
-            assert!(stats.starts_with(&format!("cannot listen on {address} (")) && stats.contains(words), "{stats}");
+            let message = message(address, kind);
+            assert!(
+                message.starts_with(&format!("cannot listen on {address} (")) && message.contains(words),
+                "{message}"
+            );
         }
     }
 

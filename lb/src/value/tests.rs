@@ -273,7 +273,7 @@ fn errors_in_tables_name_the_part() {
         (map("arg_x", "$host", &[], None), At::Name, "another name"),
         (map("x", "$hots", &[], None), At::From, "did you mean $host"),
         (map("x", "$host", &[], Some("$1")), At::Default, "there is none here"),
-        (map("x", "$host", &[("a", "b"), ("A", "c")], None), At::Case(1), "there already"),
+        (map("x", "$host", &[("a", "b"), ("A", "c")], None), At::Case(1), "listed already"),
         (map("x", "$host", &[("~(a", "b")], None), At::Case(0), "without \")\""),
         (map("x", "$host", &[("~(a)", "$2")], None), At::Case(0), "one group"),
         (map("x", "$x", &[], None), At::From, "circle"),

@@ -70,7 +70,7 @@ fn all_of_a_condition_must_hold() {
 #[test]
 fn invalid_methods_are_refused() {
     for (methods, why) in
-        [(&["get"][..], "write \"GET\""), (&[""], "no method"), (&["A B"], "no method"), (&["A", "A"], "twice")]
+        [(&["get"][..], "write \"GET\""), (&[""], "not a method"), (&["A B"], "not a method"), (&["A", "A"], "twice")]
     {
         let refusal = MethodSet::new(methods).expect_err("wrong");
         assert!(refusal.contains(why), "{methods:?}: {refusal}");

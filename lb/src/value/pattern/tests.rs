@@ -174,7 +174,7 @@ fn what_needs_backtracking_is_refused_with_a_reason() {
         (r"((?!b).)*c", "look-ahead"),
         (r"(|a)+", "may be empty"),
         (r"(?<host>a)", "another name"),
-        (r"(?<1a>a)", "no name of a group"),
+        (r"(?<1a>a)", "not a valid group name"),
         (r"(?<a>a)(?<a>b)", "two groups"),
         (r"(((a{1000}){1000}){1000})", "bytes"),
     ] {

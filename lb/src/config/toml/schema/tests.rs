@@ -157,7 +157,9 @@ fn the_schema_describes_keys_and_defaults() {
     let schema = schema();
     let retries = &schema["properties"]["pool"]["items"]["properties"]["retries"];
     assert_eq!(retries["default"], 2);
-    assert!(retries["description"].as_str().is_some_and(|text| text.starts_with("further backends tried")));
+    assert!(
+        retries["description"].as_str().is_some_and(|text| text.starts_with("further attempts when a backend fails"))
+    );
     let site = &schema["properties"]["site"]["items"];
     assert_eq!(site["required"], json!(["hosts"]));
     assert!(site["properties"]["rewrite"].get("default").is_none(), "an example is no default");

@@ -917,10 +917,7 @@ fn advice_about_sites_is_reported_at_their_position() {
     let checked = check(&text, Path::new("/etc/evenkeel.toml")).expect("valid");
     let shown: Vec<_> = checked.warnings.iter().map(|warning| warning.problem.to_string()).collect();
     assert_eq!(shown.len(), 1, "{shown:?}");
-    assert!(
-        shown[0].starts_with("15:1: site.route.path is \"/x/*\", of which the star is taken literally"),
-        "{shown:?}"
-    );
+    assert!(shown[0].starts_with("15:1: site.route.path is \"/x/*\", whose star is taken literally"), "{shown:?}");
 }
 
 #[test]

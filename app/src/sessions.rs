@@ -584,7 +584,8 @@ impl Draft {
     }
 }
 
-/// Whoever asks, for pages that anyone may see. Never refuses: a store out of reach makes a stranger, and says so.
+/// The visitor of a page that anyone may see. Never refuses: if the store is unreachable, the visitor counts as logged
+/// out, and the page says so.
 #[derive(Debug, Clone, Default)]
 pub struct Visitor {
     pub member: Option<Member>,
@@ -608,7 +609,7 @@ impl<S: Send + Sync> FromRequestParts<S> for Visitor {
     }
 }
 
-/// Someone logged in, for pages that need it. Others are sent to log in, and back to the page they wanted.
+/// A logged-in visitor, for pages that require one. Others are sent to log in and return to the page afterwards.
 impl<S: Send + Sync> FromRequestParts<S> for Member {
     type Rejection = Error;
 
@@ -619,23 +620,23 @@ impl<S: Send + Sync> FromRequestParts<S> for Member {
     }
 }
 
-/// The cookie's name says nothing about what is behind it.
+/// A neutral name that reveals nothing about the software.
 const COOKIE: &str = "id";
 const MEMBER: &str = "member";
 const VISITS: &str = "visits";
 const DRAFT: &str = "draft";
 const RENEWED: &str = "renewed";
-/// How long it is known of a session that it was ended: longer than any request of the same browser is under way.
+/// How long the end of a session is remembered: longer than any request of the same browser takes.
 pub const TOMBSTONE_TTL: Duration = Duration::from_secs(600);
-/// How long a member's session lasts that is not on the member's list yet: longer than it takes to get there.
+/// How long a member's session lasts until it is on the member's list: longer than adding it takes.
 const UNLISTED_TTL: time::Duration = time::Duration::minutes(2);
-/// Ids that are tried for a new session while parts of the store are away.
+/// How many ids are tried for a new session while parts of the store are away.
 const MAX_ATTEMPTS: usize = 3;
-/// Ids that are looked at for one in a part that is not known to be away.
+/// How many ids are considered to find one whose part is not known to be away.
 const CANDIDATES: usize = 32;
-/// How long a new session waits for the part of the store that its id is in, before another is tried.
+/// How long a new session waits for the store's part that has its id before another id is tried.
 const CREATE_TIMEOUT: Duration = Duration::from_secs(1);
-/// Browsers cut off what is longer: 400 days (RFC 6265bis §5.5).
+/// Browsers shorten longer ages: 400 days (RFC 6265bis §5.5).
 const MAX_COOKIE_AGE: Duration = Duration::from_secs(400 * 24 * 3600);
 
 #[cfg(test)]

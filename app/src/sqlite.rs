@@ -1,7 +1,7 @@
-//! One SQLite file that several processes share: write-ahead log, one writer and a few readers per process.
+//! One SQLite file shared by several processes: write-ahead log, one writer and a few readers per process.
 //!
-//! Every statement runs off the async threads. A dropped future does not undo its statement: once it has begun
-//! it runs to its end, so callers make writes repeatable.
+//! Every statement runs on a blocking thread. Dropping a future does not undo its statement: once begun, it runs to the
+//! end. So callers make their writes repeatable.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,16 +12,16 @@ use tokio::sync::{Mutex, Semaphore};
 
 use crate::error::StoreError;
 
-/// How safe a write is once it was acknowledged.
+/// How durable an acknowledged write is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Durability {
-    /// Survives the death of the process; the last moments may be lost when the machine loses power.
+    /// Survives a crash of the process. The last moments may be lost if the machine loses power.
     Process,
-    /// Survives the loss of power as well, at the price of one sync of the disk per write.
+    /// Also survives a loss of power, at the cost of one disk sync per write.
     Machine,
 }
 
-/// A file, opened by this process. Clones share its connections.
+/// A file that this process has opened. Clones share its connections.
 #[derive(Clone)]
 pub struct Database {
     writer: Arc<Mutex<Connection>>,
@@ -29,7 +29,7 @@ pub struct Database {
 }
 
 impl Database {
-    /// Opens `path`, creating it if need be, and brings it to `schema`: statements that may run again.
+    /// Opens `path`, creating it if necessary, and runs `schema`: statements that may be repeated.
     pub fn open(path: &Path, schema: &str, durability: Durability) -> Result<Self, StoreError> {
         let writer = connect(path, durability)?;
         with_patience(|| writer.execute_batch(&format!("BEGIN IMMEDIATE; {schema}; COMMIT;")))?;
@@ -63,13 +63,13 @@ impl Database {
         .map_err(StoreError::unavailable)?
     }
 
-    /// Runs `work` on the one connection for writing. Writers of other processes are waited for.
+    /// Runs `work` on the one connection for writing. Waits for writers of other processes.
     pub async fn write<T, F>(&self, work: F) -> Result<T, StoreError>
     where
         T: Send + 'static,
         F: FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
     {
-        // Waiting here, not inside the closure, keeps waiting writers from occupying blocking threads.
+        // Waiting here rather than inside the closure keeps waiting writers from occupying blocking threads.
         let writer = Arc::clone(&self.writer).lock_owned().await;
         tokio::task::spawn_blocking(move || Ok(work(&writer)?)).await.map_err(StoreError::unavailable)?
     }
@@ -106,7 +106,7 @@ impl Readers {
 fn connect(path: &Path, durability: Durability) -> rusqlite::Result<Connection> {
     let connection = Connection::open(path)?;
     connection.busy_timeout(BUSY_TIMEOUT)?;
-    // The switch to the write-ahead log does not heed the busy timeout when several processes try it at once.
+    // The switch to the write-ahead log ignores the busy timeout when several processes switch at once.
     with_patience(|| {
         let mode: String = connection.pragma_query_value(None, "journal_mode", |row| row.get(0))?;
         if mode.eq_ignore_ascii_case("wal") {
@@ -122,7 +122,7 @@ fn connect(path: &Path, durability: Durability) -> rusqlite::Result<Connection> 
     Ok(connection)
 }
 
-/// Repeats `attempt` while another process holds the file, for at most [`BUSY_TIMEOUT`].
+/// Repeats `attempt` while another process has locked the file, for at most [`BUSY_TIMEOUT`].
 fn with_patience<T>(mut attempt: impl FnMut() -> rusqlite::Result<T>) -> rusqlite::Result<T> {
     let deadline = Instant::now() + BUSY_TIMEOUT;
     loop {

@@ -1,4 +1,4 @@
-//! Connections that we open under TLS: one provider of cryptography, and whose certificates are believed.
+//! TLS of outgoing connections: one cryptography provider, and the trusted certificates.
 
 use std::sync::Arc;
 
@@ -7,20 +7,20 @@ use rustls::crypto::{CryptoProvider, ring};
 use rustls::pki_types::CertificateDer;
 use rustls::{ClientConfig, RootCertStore};
 
-/// Chooses the provider for the whole process; libraries that are not told use the one chosen here.
+/// Chooses the cryptography provider for the whole process, including libraries that choose none.
 pub fn choose_provider() {
-    // That it was chosen before is as good.
+    // Already chosen: nothing to do.
     let _ = ring::default_provider().install_default();
 }
 
-/// Believes whom the system believes.
+/// Trusts the certificate authorities of the system.
 pub fn trusting_system() -> anyhow::Result<ClientConfig> {
     let found = rustls_native_certs::load_native_certs();
     anyhow::ensure!(!found.certs.is_empty(), "the system has no certificates to trust: name a file of them");
     trusting(found.certs)
 }
 
-/// Believes whoever one of `certificates` vouches for.
+/// Trusts the authorities in `certificates`.
 pub fn trusting(certificates: Vec<CertificateDer<'static>>) -> anyhow::Result<ClientConfig> {
     let mut roots = RootCertStore::empty();
     let (added, _) = roots.add_parsable_certificates(certificates);

@@ -1,13 +1,13 @@
-//! Sessions in a Redis Cluster: one key for each, which Redis lets expire.
+//! Sessions in a Redis Cluster: one key per session, which Redis expires.
 //!
-//! The client follows slots that move and masters that change, but it does not get over a node that has stopped
-//! answering without closing its connections (frozen, or cut off): it asks that node for ever. So whatever times out
-//! has the whole connection replaced, by one request while the others wait for it, and is then tried again. That also
-//! keeps promises: a frozen master that thaws carries out what waits in its sockets and acknowledges it, before it
-//! learns that it has a successor. Nobody must still listen, for it then forgets all that.
+//! The client follows moved slots and changed masters. But it does not recover from a node that stops answering without
+//! closing its connections (frozen, or cut off): it sends to that node for ever. So after a timeout, one request
+//! replaces the whole connection while the others wait, and then each is tried again. This also prevents lost writes: a
+//! frozen master that resumes executes what waits in its sockets and acknowledges it before it learns that it has been
+//! replaced, and then discards it all. The old connection must be closed by then.
 //!
-//! Reads go to masters. A replica may lag behind, and a session that was just written and is not found is somebody
-//! logged out: nothing that is kept here tolerates that, so there is no setting to read from replicas.
+//! Reads go to masters. A replica may lag behind, and then a visitor whose session was just written appears logged out.
+//! So there is no setting to read from replicas.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -34,36 +34,36 @@ use crate::config::{Address, Secret};
 use crate::error::StoreError;
 use crate::retry::{Failure, Retry};
 
-/// Where the cluster is and how long it may take. The defaults of the flags come from measured failovers.
+/// The address of the cluster and the time limits. The flags' defaults come from measured failovers.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// Any nodes of the cluster; the others are found through them.
+    /// Some nodes of the cluster; the client finds the others through them.
     pub nodes: Vec<Address>,
     pub username: Option<String>,
     pub password: Option<Secret>,
     pub tls: Option<Tls>,
-    /// What every key begins with.
+    /// The prefix of every key.
     pub prefix: String,
-    /// To connect to one node.
+    /// The limit for connecting to one node.
     pub connect_timeout: Duration,
-    /// For one answer of one node.
+    /// The limit for one answer of one node.
     pub response_timeout: Duration,
-    /// Before a command is sent again within an attempt, at first.
+    /// The first wait before a command is sent again within an attempt.
     pub retry_wait: Duration,
-    /// For a connection to all nodes, when it has to be made anew.
+    /// The limit for connecting to all nodes again.
     pub rebuild_timeout: Duration,
-    /// For one attempt, redirections and answers that did not come included. Then the connection is replaced.
+    /// The limit for one attempt, including redirections and missing answers. Then the connection is replaced.
     pub attempt_timeout: Duration,
-    /// For one operation, all attempts together. Then the request fails.
+    /// The limit for one operation with all its attempts. Then the request fails.
     pub overall_timeout: Duration,
-    /// For how long a visitor's session lasts. What guards accounts and ended sessions lasts longer: a Redis that is full
-    /// throws out first what has the shortest time to live, and anybody can fill it with visitors' sessions.
+    /// How long a visitor's session lasts. Keys that protect accounts and ended sessions last longer: a full Redis
+    /// evicts the keys with the shortest time to live first, and anybody can fill it with visitors' sessions.
     pub visitor_lifetime: Duration,
 }
 
 #[derive(Debug, Clone)]
 pub struct Tls {
-    /// Certificates in PEM format to trust, in place of the system's.
+    /// Certificates in PEM format to trust instead of the system's.
     pub ca: Option<Vec<u8>>,
 }
 
@@ -75,16 +75,16 @@ struct Cluster {
     settings: Settings,
     retry: Retry,
     link: ArcSwapOption<Link>,
-    /// Held while a connection is made. When that failed last.
+    /// Locked while a connection is made. Contains the time of the last failure.
     making: Mutex<Option<Instant>>,
     replaced: IntCounter,
 }
 
-/// A connection to all nodes, told apart from its successors by its address.
+/// A connection to all nodes. Its address distinguishes it from later ones.
 struct Link(ClusterConnection);
 
 impl RedisSessions {
-    /// Connects when it is first used. `replaced` counts the connections given up for new ones.
+    /// Connects on first use. `replaced` counts the replaced connections.
     pub fn new(settings: Settings, replaced: IntCounter) -> anyhow::Result<Self> {
         let client = client(&settings)?;
         let retry = Retry::with_parts(settings.overall_timeout, PARTS + 1);
@@ -96,12 +96,12 @@ impl RedisSessions {
         format!("{}{id}", self.0.settings.prefix)
     }
 
-    /// Sends a command about `key` that may be sent again.
+    /// Sends a command for `key` that may be repeated.
     async fn ask<T: FromRedisValue + Send>(&self, key: &str, command: &Cmd) -> Result<T> {
         self.ask_part(part_of(key), command, None).await
     }
 
-    /// Sends a command to the nodes that `routing` says; without one, to the node that has the key.
+    /// Sends a command to the nodes in `routing`; without `routing`, to the node that has the key.
     async fn ask_part<T: FromRedisValue + Send>(
         &self,
         part: usize,
@@ -112,14 +112,14 @@ impl RedisSessions {
         cluster.retry.run_in(part, || Arc::clone(cluster).attempt(part, command, routing.clone())).await
     }
 
-    /// Runs a script on one key, which all of it happens to at once.
+    /// Runs a script atomically on one key.
     async fn run<T: FromRedisValue + Send>(&self, script: &str, key: &str, arguments: &[&[u8]]) -> Result<T> {
         let mut command = Cmd::new();
         command.arg("EVAL").arg(script).arg(1).arg(key).arg(arguments);
         self.ask(key, &command).await
     }
 
-    /// Of what is no session. No id has a colon.
+    /// The key of something other than a session. Session ids contain no colon.
     fn key_beside(&self, kind: &str, name: &str) -> String {
         format!("{}{kind}:{name}", self.0.settings.prefix)
     }
@@ -138,7 +138,7 @@ impl Cluster {
         };
         let mut connection = link.0.clone();
         let away = self.retry.is_away(part);
-        // The client has the same limit; this is for the day on which it does not keep it.
+        // The client has the same limit; this one applies if the client fails to keep it.
         let limit = if away { self.settings.response_timeout } else { self.settings.attempt_timeout + GRACE };
         let asked = async {
             match routing {
@@ -155,10 +155,10 @@ impl Cluster {
             },
             Err(_) => StoreError::unavailable("no answer in time"),
         };
-        // Should this fail, the next attempt goes over the old one, which may have recovered.
+        // If this fails, the next attempt uses the old connection, which may have recovered.
         let replacing = async move { self.make(Some(&link)).await };
         if away {
-            // Nobody waits any more for what has been away for long.
+            // No request waits for a part that has been away for long.
             tokio::spawn(replacing);
         } else {
             let _ = replacing.await;
@@ -166,7 +166,7 @@ impl Cluster {
         Err(Failure::passing(error))
     }
 
-    /// A connection other than `old`, made here unless somebody else just has.
+    /// Returns a connection other than `old`. Makes one unless another request just has.
     async fn make(&self, old: Option<&Arc<Link>>) -> std::result::Result<Arc<Link>, Failure> {
         let asked = Instant::now();
         let mut failed = self.making.lock().await;
@@ -181,8 +181,8 @@ impl Cluster {
         if old.is_some() {
             self.replaced.inc();
         }
-        // Making one can hang; the client has no limit for the whole of it. It waits for a frozen node more than once:
-        // as one that was named, as one that the others name, and for what it should say of the others.
+        // Connecting can hang, and the client does not limit the whole of it. It waits for a frozen node several times:
+        // as a configured node, as a node listed by the others, and for that node's own list.
         let made = timeout(self.settings.rebuild_timeout, self.client.get_async_connection()).await;
         let error = match made {
             Ok(Ok(connection)) => {
@@ -259,7 +259,7 @@ impl SessionStore for RedisSessions {
         Ok(())
     }
 
-    /// What any master says that answers: a node that is away takes its slots with it.
+    /// Reads the state from any master that answers: slots of an unreachable node are not served.
     async fn reach(&self) -> Result<Reachability> {
         let masters = (MultipleNodeRoutingInfo::AllMasters, Some(ResponsePolicy::OneSucceeded));
         let info: String =
@@ -287,11 +287,11 @@ impl fmt::Debug for RedisSessions {
     }
 }
 
-/// What the key of a session holds.
+/// The value of a session's key.
 #[derive(Serialize, Deserialize)]
 struct Kept<D> {
-    /// Beside Redis's own, so that it is known to the millisecond and costs no second command. Negative if the session was
-    /// ended; then until when that is known.
+    /// In addition to the expiry of Redis, so that it is exact to the millisecond and needs no second command. Negative
+    /// for an ended session: the time until which the end is remembered.
     expires_ms: i64,
     data: D,
 }
@@ -301,14 +301,13 @@ fn kept(record: &Record) -> Result<Vec<u8>> {
         .map_err(StoreError::corrupt)
 }
 
-/// What the key of a session holds from when it is ended.
+/// The value of the key of an ended session.
 fn ended() -> Result<Vec<u8>> {
     let until = millis(OffsetDateTime::now_utc()).saturating_add(whole_millis(TOMBSTONE_TTL));
     serde_json::to_vec(&Kept { expires_ms: -until, data: HashMap::<String, ()>::new() }).map_err(StoreError::corrupt)
 }
 
-/// Milliseconds that a session has left. Counted from now, not to a point in time: the clocks of this machine and of Redis
-/// may differ.
+/// The milliseconds that a session has left. Relative, because the clocks of this machine and of Redis may differ.
 fn left(record: &Record) -> i64 {
     millis(record.expiry_date).saturating_sub(millis(OffsetDateTime::now_utc())).max(1)
 }
@@ -331,7 +330,7 @@ fn millis(time: OffsetDateTime) -> i64 {
     i64::try_from(time.unix_timestamp_nanos() / 1_000_000).unwrap_or(i64::MAX)
 }
 
-/// As Redis takes a time to live: not nothing, and no more than it can add to the present.
+/// A time to live that Redis accepts: above zero, and small enough to add to the present.
 fn whole_millis(time: Duration) -> i64 {
     i64::try_from(time.as_millis()).unwrap_or(i64::MAX).clamp(1, i64::MAX / 4)
 }
@@ -348,7 +347,7 @@ fn client(settings: &Settings) -> anyhow::Result<ClusterClient> {
         .connection_timeout(settings.connect_timeout)
         .response_timeout(settings.response_timeout)
         .overall_response_timeout(Some(settings.attempt_timeout))
-        // The attempt's limit ends it before these do.
+        // The attempt's limit expires before these retries do.
         .retries(RETRIES)
         .min_retry_wait(millis(settings.retry_wait))
         .max_retry_wait(millis(settings.retry_wait * 8));
@@ -365,10 +364,10 @@ fn client(settings: &Settings) -> anyhow::Result<ClusterClient> {
     Ok(builder.build()?)
 }
 
-/// What may help against an error.
+/// What can help after an error.
 enum Remedy {
     None,
-    /// The cluster is on its way: electing, loading, moving slots.
+    /// The cluster is changing: electing, loading, moving slots.
     Time,
     NewConnection,
 }
@@ -389,8 +388,8 @@ fn remedy(error: &RedisError) -> Remedy {
     }
 }
 
-/// Whether the nodes want another password, or we another certificate. The client has only words left of what went
-/// wrong on a first connection.
+/// Whether the nodes reject the password, or the client rejects their certificate. After a failed first connection, the
+/// client has only the error's text.
 fn is_refused(error: &RedisError) -> bool {
     let words = error.to_string();
     ["Password authentication failed", "invalid peer certificate"].iter().any(|refusal| words.contains(refusal))
@@ -400,13 +399,13 @@ fn unavailable(error: RedisError) -> StoreError {
     StoreError::unavailable(error)
 }
 
-/// The part of the cluster that a key is in: a node has many, and hardly one belongs to two nodes.
+/// The part of the cluster that has a key. Each node has many parts, and few parts belong to two nodes.
 fn part_of(key: &str) -> usize {
     usize::from(slot_of(key)) * PARTS / usize::from(SLOTS)
 }
 
-/// As the specification of Redis Cluster says: by what stands between the first brace and the next closing one, else by
-/// the whole.
+/// As the specification of Redis Cluster says: hashes the text between the first brace and the next closing one,
+/// otherwise the whole key.
 fn slot_of(key: &str) -> u16 {
     let tag = key.split_once('{').and_then(|(_, rest)| rest.split_once('}')).map(|(tag, _)| tag);
     let hashed = tag.filter(|tag| !tag.is_empty()).unwrap_or(key);
@@ -421,26 +420,26 @@ fn crc16(bytes: &[u8]) -> u16 {
     })
 }
 
-/// What every session begins with that was ended.
+/// The beginning of every ended session.
 const ENDED: &[u8] = br#"{"expires_ms":-"#;
-/// Replaces what exists and was not ended.
+/// Replaces a session that exists and has not ended.
 const SAVE: &str = "
 local there = redis.call('GET', KEYS[1])
 if not there or there:sub(1, #ARGV[3]) == ARGV[3] then return 0 end
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
 return 1";
-/// Ends what exists and was not ended.
+/// Ends a session that exists and has not ended.
 const END: &str = "
 local there = redis.call('GET', KEYS[1])
 if not there or there:sub(1, #ARGV[3]) == ARGV[3] then return end
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])";
-/// Puts an entry at the end of a list and prolongs the life of the list.
+/// Appends an entry to a list and extends the list's life.
 const ENROL: &str = "
 redis.call('LREM', KEYS[1], 0, ARGV[1])
 redis.call('RPUSH', KEYS[1], ARGV[1])
 redis.call('PEXPIRE', KEYS[1], ARGV[2])
 return redis.call('LRANGE', KEYS[1], 0, -1)";
-/// Counts one more. In one step with its end, or a count that was begun and given up would never end.
+/// Counts one more. Sets the end in the same step: otherwise an aborted request could leave a count that never ends.
 const COUNT: &str = "
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -453,9 +452,9 @@ if ends <= now then
 end
 redis.call('HSET', KEYS[1], ARGV[1], '')
 return {redis.call('HLEN', KEYS[1]) - 1, ends - now}";
-/// Of any Redis Cluster.
+/// The same in every Redis Cluster.
 const SLOTS: u16 = 16_384;
-/// Of which some can be away while others are well.
+/// Some parts can be away while others work.
 const PARTS: usize = 256;
 const GRACE: Duration = Duration::from_millis(250);
 const RETRIES: u32 = 16;
@@ -466,7 +465,7 @@ mod tests {
 
     #[test]
     fn keys_hash_to_the_slots_of_redis() {
-        // From the specification, and from CLUSTER KEYSLOT.
+        // From the specification and the command CLUSTER KEYSLOT.
         assert_eq!(crc16(b"123456789"), 0x31c3);
         for (key, slot) in [("foo", 12_182), ("{foo}bar", 12_182), ("a{foo}{x}", 12_182), ("foo{}{bar}", 8_363)] {
             assert_eq!(slot_of(key), slot, "{key}");

@@ -1,4 +1,4 @@
-//! Sessions in one SQLite file shared by the instances of one machine: the embedded default.
+//! Sessions in one SQLite file, shared by all instances on a machine: the default.
 
 use std::path::Path;
 use std::time::Duration;
@@ -15,12 +15,12 @@ use crate::sqlite::{Database, Durability};
 pub struct SqliteSessions(Database);
 
 impl SqliteSessions {
-    /// Opens the file, creating it and its table if need be.
+    /// Opens the file. Creates it and its tables if necessary.
     pub fn open(path: &Path) -> std::result::Result<Self, StoreError> {
         Database::open(path, SCHEMA, Durability::Process).map(Self)
     }
 
-    /// Removes what has expired, now and then, until dropped. Every instance may run it on the same file.
+    /// Regularly removes expired entries, until dropped. Every instance may run it on the same file.
     pub async fn sweep(self, every: Duration) {
         let mut interval = tokio::time::interval(every);
         interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -34,7 +34,7 @@ impl SqliteSessions {
         }
     }
 
-    /// Removes at most a batch of each kind of what had expired at `now`, so that other writers are not kept waiting.
+    /// Removes at most one batch of each kind that had expired at `now`, so that other writers do not wait long.
     async fn remove_expired(&self, now: OffsetDateTime) -> Result<usize> {
         let now = millis(now);
         self.0
@@ -72,7 +72,7 @@ impl SessionStore for SqliteSessions {
     async fn save(&self, record: &Record) -> Result<bool> {
         let (id, data, expires) = columns(record)?;
         let saved = self.0.write(move |db| {
-            // An update, never an insert: a session that was ended meanwhile stays ended.
+            // An update, not an insert: a session that has been ended meanwhile stays ended.
             db.prepare_cached(
                 "UPDATE sessions SET data = :data, expires_ms = :expires WHERE id = :id AND data <> '' AND expires_ms > :now",
             )?
@@ -105,7 +105,7 @@ impl SessionStore for SqliteSessions {
     async fn delete(&self, id: &Id) -> Result<()> {
         let (id, expires) = (id.to_string(), after(TOMBSTONE_TTL));
         let deleted = self.0.write(move |db| {
-            // No data marks one that was ended.
+            // An ended session has no data.
             db.prepare_cached("UPDATE sessions SET data = '', expires_ms = :expires WHERE id = :id AND data <> ''")?
                 .execute(named_params! { ":id": id, ":expires": expires })
         });
@@ -118,7 +118,7 @@ impl SessionStore for SqliteSessions {
         self.0
             .write(move |db| {
                 let transaction = db.unchecked_transaction()?;
-                // What has expired and was not swept yet is not prolonged.
+                // Does not extend an expired entry that has not been removed yet.
                 transaction
                     .prepare_cached("DELETE FROM session_lists WHERE name = :name AND expires_ms <= :now")?
                     .execute(named_params! { ":name": name, ":now": now() })?;
@@ -165,7 +165,7 @@ impl SessionStore for SqliteSessions {
             transaction
                 .prepare_cached("DELETE FROM session_counted WHERE name = :name AND expires_ms <= :now")?
                 .execute(named_params! { ":name": name, ":now": now() })?;
-            // All of a window expire with the first.
+            // All entries of a window expire with the first one.
             transaction
                 .prepare_cached(
                     "INSERT INTO session_counted (name, entry, expires_ms) VALUES (:name, :entry,

@@ -1,9 +1,10 @@
-//! Time, randomness and tasks, from one place, so that a simulation can set them. In production each function is the standard
-//! library's, tokio's or rand's, inlined. In unit tests a thread that has entered a simulation has a clock that stands
-//! still until it is moved, and a generator with a seed; the other threads have the real ones.
+//! Time, randomness and tasks in one place, so that a simulation can control them. In production each function is the
+//! inlined one of the standard library, tokio or rand. In unit tests, a thread that has entered a simulation has a
+//! clock that only moves when told to, and a seeded generator; other threads have the real ones.
 //!
-//! A value that is read once a turn and passed down would be as deterministic, but the engine's futures, the pools and
-//! the timers would all have to take it; and tokio's paused clock cannot be moved while tasks are scheduled by a seed.
+//! A value that is read once per turn and passed down would be as deterministic, but the engine's futures, the pools
+//! and the timers would all have to accept it; and tokio's paused clock cannot be moved while tasks are scheduled by a
+//! seed.
 
 #[cfg(test)]
 pub(crate) mod simulated;
@@ -14,13 +15,13 @@ mod real {
 
     pub(crate) use tokio::time::{Sleep, sleep, sleep_until, timeout};
 
-    /// The present by the clock that only runs forward.
+    /// The current time of the monotonic clock.
     #[inline(always)]
     pub(crate) fn now() -> Instant {
         Instant::now()
     }
 
-    /// The present by the calendar.
+    /// The current time of the calendar.
     #[inline(always)]
     pub(crate) fn wall() -> SystemTime {
         SystemTime::now()
@@ -31,7 +32,7 @@ mod real {
         rand::random()
     }
 
-    /// Has another task run.
+    /// Spawns a task.
     #[inline(always)]
     pub(crate) fn spawn(task: impl Future<Output = ()> + Send + 'static) {
         tokio::spawn(task);

@@ -1,4 +1,4 @@
-//! The present as the `Date` field has it (RFC 9110 §5.6.7), written once a second on each thread.
+//! The current time in the format of the `Date` field (RFC 9110 §5.6.7), formatted once a second per thread.
 
 use std::cell::Cell;
 use std::time::UNIX_EPOCH;
@@ -15,9 +15,9 @@ thread_local! {
     static LAST: Cell<(u64, Date)> = const { Cell::new((0, *b"Thu, 01 Jan 1970 00:00:00 GMT")) };
 }
 
-/// The present second.
+/// The current date and time.
 pub(crate) fn now() -> Date {
-    // A clock that stands before 1970 is told as that.
+    // A clock set before 1970 counts as 1970.
     let second = clock::wall().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     let (last, date) = LAST.get();
     if last == second {

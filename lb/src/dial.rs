@@ -1,4 +1,4 @@
-//! How one endpoint is connected to: where it is, and what its pool says of connections.
+//! How to connect to an endpoint: its address, and its pool's settings for connections.
 
 pub(crate) mod proxy;
 pub(crate) mod tls;
@@ -9,23 +9,23 @@ use crate::config::backend::{BackendAddress, SocketAddress};
 use crate::config::transport::TransportConfig;
 use tls::ClientTls;
 
-/// What a pool says of its connections, ready for use. It is the same for as long as the pool says the same.
+/// A pool's settings for connections, prepared for use. Unchanged while the settings are.
 #[derive(Debug)]
 pub struct Transport {
     pub config: TransportConfig,
-    /// `None`: plain.
+    /// `None`: plain text.
     pub tls: Option<ClientTls>,
 }
 
 /// One endpoint to connect to.
 #[derive(Debug)]
 pub struct Dial<'a> {
-    /// As it is configured.
+    /// The configured address.
     pub backend: &'a BackendAddress,
-    /// Where it is.
+    /// The resolved address.
     pub address: &'a SocketAddress,
     pub transport: &'a Arc<Transport>,
-    /// What is said first, before TLS; mostly nothing.
+    /// The bytes to send before TLS; usually none.
     pub header: &'a [u8],
 }
 

@@ -35,8 +35,8 @@ use crate::site::{Action, Route, RouteId, RoutePool, Site};
 
 /// Limit on all attempts. Attempts on stale connections do not count as retries, so `retries` does not bound them.
 const MAX_ATTEMPTS: usize = 32;
-/// A backend that closes an idle connection has not seen the request yet, so that its end comes within a round trip. One that
-/// closes it later was given the request, and has failed.
+/// A backend that closes an idle connection has not seen the request yet, so the end arrives within a round trip. If it
+/// closes the connection later, it received the request, and has failed.
 const MAX_STALE_TIME: Duration = Duration::from_secs(1);
 /// Limit on internal redirects, as in nginx.
 const MAX_REPLACED: u8 = 10;

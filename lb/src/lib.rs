@@ -1,28 +1,27 @@
 //! Evenkeel, a load balancer that changes while it runs.
 //!
-//! A balancer is two things: what the operator wants (a [`snapshot`] of routes and pools, never altered, swapped
-//! whole) and what is true right now (kept by each [`backend`], across every swap). The modules in the order in
-//! which a reader meets them:
+//! The balancer separates the configured state (a [`snapshot`] of routes and pools, immutable, replaced as a whole)
+//! from the runtime state (kept by each [`backend`] across all snapshots). The modules, in reading order:
 //!
-//! - [`config`]: what the operator wrote, checked.
-//! - [`snapshot`], [`site`], [`pool`], [`backend`]: the balancer's idea of the world.
-//! - [`control`]: the one place where the snapshot changes; [`change`]: such a change as a value; [`state`]: what of it
-//!   survives a restart.
-//! - [`balance`]: which candidate takes a request.
+//! - [`config`]: the configuration, parsed and checked.
+//! - [`snapshot`], [`site`], [`pool`], [`backend`]: the configured state and the runtime state.
+//! - [`control`]: the only place where the snapshot changes; [`change`]: such a change as a value; [`state`]: the part
+//!   that survives a restart.
+//! - [`balance`]: which candidate gets a request.
 //! - [`health`]: which backends are candidates.
-//! - [`dial`]: how a backend is connected to. [`probe`]: asks backends whether they are well.
-//! - [`exchange`]: what is decided about a request; [`failure`]: what follows from each way to fail.
-//! - [`message`]: heads and what they are made of; [`value`]: texts with variables, patterns and conditions.
-//! - [`http`]: how bytes move; [`listen`]: where from; [`tls`]: encrypted; [`connection_limit`]: for how many clients;
-//!   [`shutdown`]: until when.
-//! - [`metrics`]: what is counted; [`log`], [`access_log`]: what is written down, by way of [`lines`].
-//! - `pingora`, behind the feature `pingora-proxy`: all of it in a Pingora server of one's own.
-//! - [`plant`]: old bugs, for the simulation of the engine (`simulation`, in tests only) to find.
-//! - [`clock`]: time and randomness, which simulations set; [`date`]: the present as responses tell it.
+//! - [`dial`]: how to connect to a backend. [`probe`]: checks the health of backends.
+//! - [`exchange`]: the decisions about a request; [`failure`]: the consequences of each kind of failure.
+//! - [`message`]: heads and their parts; [`value`]: texts with variables, patterns and conditions.
+//! - [`http`]: how bytes are transferred; [`listen`]: listeners; [`tls`]: encryption; [`connection_limit`]: how many
+//!   clients; [`shutdown`]: stopping.
+//! - [`metrics`]: counters; [`log`], [`access_log`]: logs, written by [`lines`].
+//! - `pingora`, with the feature `pingora-proxy`: the same balancer inside a Pingora server.
+//! - [`plant`]: old bugs for the simulation of the engine (`simulation`, in tests only) to find.
+//! - [`clock`]: time and randomness, which simulations control; [`date`]: the current time for responses.
 //!
-//! What other programs use is public and documented: `cli` and `server` make the program `evenkeel`; `config`, `control`,
-//! `change`, `log`, `metrics` and `pingora` are what a Pingora server of one's own needs. The benchmarks and tests beside
-//! `src` look at more than that. What they look at is public too, but hidden, and may change at any time.
+//! The interface for other programs is public and documented: `cli` and `server` make the program `evenkeel`; `config`,
+//! `control`, `change`, `log`, `metrics` and `pingora` are for use inside a Pingora server. The benchmarks and tests
+//! beside `src` need more than that. What they need is public too, but hidden, and may change at any time.
 
 #![forbid(unsafe_code)]
 #![warn(missing_docs, unreachable_pub)]

@@ -1,5 +1,5 @@
-//! The program `evenkeel`: what belongs to the process around a balancer (the command line, the log, the limit on open
-//! files, signals).
+//! The program `evenkeel`: everything that concerns the process of a balancer (command line, log, limit on open files,
+//! signals).
 
 #![forbid(unsafe_code)]
 
@@ -25,7 +25,7 @@ fn main() -> ExitCode {
     evenkeel::cli::main(run)
 }
 
-/// Runs a balancer with the configuration at `path` until it is told to stop.
+/// Runs a balancer with the configuration at `path` until it is stopped.
 fn run(path: &Path) -> anyhow::Result<()> {
     let checked = match control::load(path) {
         Ok(checked) => checked,
@@ -34,12 +34,12 @@ fn run(path: &Path) -> anyhow::Result<()> {
             bail!("{}", lines.join("\n"));
         }
     };
-    // Before any thread is started.
+    // Before any thread starts.
     let mut sockets = Sockets::default();
     let told_of_user = server::give_up_root(&checked, &mut sockets)?;
     let Checked { config, warnings, .. } = checked;
     let metrics = Arc::new(Metrics::new());
-    // To the end, so that the last lines are written.
+    // Lives until the end, so that the last lines are written.
     let log = Log::start(&config.log, metrics.log_lost.clone()).with_context(|| match &config.log.file {
         Some(file) => format!(
             "cannot write to {}: change [log] file, or make its folder one that can be written to",
@@ -56,7 +56,7 @@ fn run(path: &Path) -> anyhow::Result<()> {
         None => {}
     }
     let open_files = raise_open_files_limit();
-    // Probes and the admin API have a thread of their own: they stay responsive however busy the traffic is.
+    // Probes and the admin API have their own thread, so that they stay responsive under any load.
     let management = Builder::new_multi_thread().worker_threads(1).thread_name("management").enable_all().build();
     let management = management.context("the management thread cannot be started")?;
     let stopped = management.block_on(async {

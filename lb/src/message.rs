@@ -1,5 +1,5 @@
-//! Messages of HTTP (RFC 9110), however they are carried: methods, versions, fields, names, paths, framing. Pure, and
-//! the lowest module.
+//! HTTP messages (RFC 9110) independent of the protocol version: methods, versions, fields, names, paths, framing. Pure
+//! functions; this module depends on no other.
 
 pub mod ascii;
 pub mod authority;
@@ -10,14 +10,14 @@ pub mod limits;
 pub mod name;
 pub mod path;
 
-/// How far the bytes so far have taken a parser. `R` names the ways to refuse them.
+/// The result of parsing the bytes so far. `R` is the type of rejections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Parsed<R> {
     /// More bytes are needed.
     Partial,
     /// The head is complete; the content begins at this offset.
     Complete(usize),
-    /// The message is refused. Nothing on this connection can be trusted from here on: answer and close.
+    /// The message is rejected. No later byte of this connection can be trusted: respond and close.
     Rejected(R),
 }
 
@@ -39,7 +39,7 @@ pub enum Method {
 }
 
 impl Method {
-    /// The method that `token` names.
+    /// The method called `token`.
     #[inline]
     pub fn of(token: &[u8]) -> Method {
         match token {
@@ -56,7 +56,8 @@ impl Method {
         }
     }
 
-    /// Whether sending the request twice is as good as once (RFC 9110 §9.2.2), so that a proxy may try again.
+    /// Whether repeating the request has the same effect as sending it once (RFC 9110 §9.2.2), so that a proxy may
+    /// retry it.
     pub fn is_idempotent(self) -> bool {
         !matches!(self, Method::Post | Method::Patch | Method::Connect | Method::Other)
     }
@@ -72,7 +73,7 @@ pub enum Version {
     Http11,
 }
 
-/// What is wrong with a version.
+/// The error of a version.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum BadVersion {
     /// Not `HTTP/` digit `.` digit.
@@ -81,11 +82,11 @@ pub(crate) enum BadVersion {
     Unsupported,
 }
 
-/// Bytes of `HTTP/x.y`.
+/// The length of `HTTP/x.y`.
 pub(crate) const VERSION_BYTES: usize = 8;
 
 impl Version {
-    /// Reads `HTTP/x.y` at the start of `bytes` (RFC 9112 §2.3), `None` while there is too little of it.
+    /// Parses `HTTP/x.y` at the start of `bytes` (RFC 9112 §2.3). `None` if more bytes are needed.
     #[inline]
     pub(crate) fn read(bytes: &[u8]) -> Result<Option<Version>, BadVersion> {
         match bytes {
@@ -109,7 +110,7 @@ impl Version {
     }
 }
 
-/// What a status is called; empty for one without a name.
+/// The reason phrase of a status; empty if it has none.
 pub fn reason(status: u16) -> &'static str {
     http::StatusCode::from_u16(status).ok().and_then(|code| code.canonical_reason()).unwrap_or_default()
 }

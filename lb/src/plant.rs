@@ -1,34 +1,34 @@
-//! Old bugs, kept so that the simulation can be held to finding them: each of these places once was wrong, and is wrong
-//! again while a unit test has planted the bug on its thread. In production nothing is left of them: the question is a
-//! constant.
+//! Old bugs, kept to check that the simulation can find them. Each existed once in the code, and a unit test can plant
+//! it again on its thread. In production nothing of them is left: the check is a constant.
 //!
-//! A switch at run time needs one build for all of them; `--cfg` would need a build for each, and nobody would run it.
+//! A switch at run time needs only one build for all bugs; `--cfg` would need one build per bug, and nobody would run
+//! them.
 
-/// A bug that there was.
+/// A former bug.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Bug {
-    /// A backend's connection was used again though it was still owed bytes of the request before.
+    /// A backend connection was reused although it still owed bytes of the previous request.
     PoisonedConnection,
-    /// While the client took nothing of its response, nothing of its request moved.
+    /// While the client did not read its response, its request was not forwarded either.
     HalfDuplex,
-    /// A client that was slow with its upload was counted as a backend that did not respond.
+    /// A client with a slow upload was counted as a backend that does not respond.
     BlamedBackend,
-    /// A choice was made from the pool as it was when the exchange began.
+    /// A backend was chosen from the pool as it was when the exchange began.
     #[cfg(test)]
     StalePool,
-    /// What TLS held back of a response was taken for sent.
+    /// Bytes of a response that TLS had buffered counted as sent.
     UnflushedTls,
-    /// Responses that the end of the time to stop cut off ended as whole ones do.
+    /// Responses cut off by the shutdown timeout ended like complete ones.
     CleanCutOff,
-    /// A response that broke off ended by a reset, which took back what the client had still to read of those before it.
+    /// An incomplete response ended with a reset, which discarded earlier responses that the client had not read yet.
     TakenBack,
-    /// The wait for a backend's 100 was held against the client: with `continue_timeout` longer than `send_timeout`, the
-    /// client was cut off as soon as it was to be asked for its content.
+    /// The wait for a backend's 100 counted as the client's: with `continue_timeout` longer than `send_timeout`, the
+    /// client was cut off as soon as it was asked for its content.
     ChargedContinue,
-    /// A reset that a write was told of was forgotten. The read found the end behind it, and took a response that broke
-    /// off for a whole one.
+    /// A reset reported to a write was forgotten. The next read found the end of the connection, and an incomplete
+    /// response counted as complete.
     ForgottenReset,
-    /// A lingering close under TLS ended with the client's side, before the closing alert was sent.
+    /// A lingering close under TLS ended when the client closed its side, before the close_notify alert was sent.
     LostAlert,
 }
 
@@ -47,7 +47,7 @@ impl Bug {
         Self::LostAlert,
     ];
 
-    /// Whether the bug is to be there.
+    /// Whether this bug is planted.
     #[cfg(not(test))]
     #[inline(always)]
     pub(crate) const fn is_planted(self) -> bool {
@@ -65,7 +65,7 @@ thread_local! {
     static PLANTED: std::cell::Cell<Option<Bug>> = const { std::cell::Cell::new(None) };
 }
 
-/// Plants a bug on this thread, in place of the one before.
+/// Plants a bug on this thread, replacing the previous one.
 #[cfg(test)]
 pub(crate) fn plant(bug: Option<Bug>) {
     PLANTED.set(bug);

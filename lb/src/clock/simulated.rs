@@ -1,4 +1,4 @@
-//! The clock of unit tests: the real one, or that of the simulation which this thread has entered.
+//! The clock of unit tests: the real one, or that of the simulation that this thread has entered.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BinaryHeap;
@@ -13,7 +13,7 @@ type Spawner = Box<dyn Fn(Task)>;
 thread_local! {
     static SPAWNER: RefCell<Option<Spawner>> = const { RefCell::new(None) };
     static WORLD: Cell<Option<World>> = const { Cell::new(None) };
-    /// The state of the generator. Apart from the world, since it is asked more often than anything else.
+    /// The generator's state. Separate, because it is used most often.
     static RANDOM: Cell<Option<u64>> = const { Cell::new(None) };
     static ALARMS: RefCell<BinaryHeap<Alarm>> = const { RefCell::new(BinaryHeap::new()) };
 }
@@ -22,7 +22,7 @@ thread_local! {
 struct World {
     start: Instant,
     now: Instant,
-    /// Numbers alarms, so that those of one moment go off in the order in which they were set.
+    /// Numbers the alarms, so that simultaneous ones ring in the order in which they were set.
     alarms: u64,
 }
 
@@ -32,11 +32,11 @@ struct Alarm {
     waker: Waker,
 }
 
-/// A limit has passed.
+/// A timeout has expired.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Elapsed;
 
-/// As tokio's, in simulated time where this thread has entered a simulation.
+/// Like tokio's, but in simulated time if this thread has entered a simulation.
 pub(crate) enum Sleep {
     Real(Pin<Box<tokio::time::Sleep>>),
     Simulated {
@@ -60,12 +60,12 @@ pub(crate) fn leave() {
     ALARMS.with_borrow_mut(BinaryHeap::clear);
 }
 
-/// How long the simulation has lasted by its own clock.
+/// The simulated time since the simulation began.
 pub(crate) fn elapsed() -> Duration {
     WORLD.get().map_or(Duration::ZERO, |world| world.now - world.start)
 }
 
-/// Moves the clock to the next alarm and rings all that are due. False: there is none.
+/// Moves the clock to the next alarm and rings all that are due. False if there is none.
 pub(crate) fn advance() -> bool {
     let Some(mut world) = WORLD.get() else { return false };
     let Some(first) = ALARMS.with_borrow_mut(BinaryHeap::pop) else { return false };
@@ -122,7 +122,7 @@ pub(crate) fn sleep_until(deadline: tokio::time::Instant) -> Sleep {
     }
 }
 
-/// Has `spawner` run the tasks that are spawned on this thread; `None`: the runtime.
+/// Passes tasks spawned on this thread to `spawner`; `None`: to the runtime.
 pub(crate) fn set_spawner(spawner: Option<Spawner>) {
     SPAWNER.set(spawner);
 }
@@ -190,7 +190,7 @@ impl Future for Sleep {
 }
 
 impl Ord for Alarm {
-    /// The earliest is the greatest, since a heap gives the greatest first.
+    /// Reversed, because a heap returns the greatest first.
     fn cmp(&self, other: &Self) -> std::cmp::Ordering {
         (other.at, other.number).cmp(&(self.at, self.number))
     }

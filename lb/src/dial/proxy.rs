@@ -1,5 +1,5 @@
-//! What a connection begins with that tells a backend for which client it speaks: versions 1 and 2 of the PROXY protocol
-//! (`doc/proxy-protocol.txt` of HAProxy, §2.1 and §2.2).
+//! The header of the PROXY protocol, versions 1 and 2, which tells a backend about the client at the start of a
+//! connection (`doc/proxy-protocol.txt` of HAProxy, §2.1 and §2.2).
 
 use std::io::Write;
 use std::net::{IpAddr, SocketAddr};
@@ -7,21 +7,22 @@ use std::net::{IpAddr, SocketAddr};
 use crate::config::transport::ProxyProtocol;
 
 pub(crate) const SIGNATURE: &[u8; 12] = b"\r\n\r\n\0\r\nQUIT\n";
-/// Version 2, and on whose behalf.
+/// Version 2, and the command: on behalf of nobody, or of a client.
 pub(crate) const LOCAL: u8 = 0x20;
 pub(crate) const PROXY: u8 = 0x21;
 /// A stream over IPv4, and over IPv6.
 pub(crate) const TCP4: u8 = 0x11;
 pub(crate) const TCP6: u8 = 0x21;
 
-/// A client's connection: from where, and to which address of ours.
+/// The two addresses of a client's connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Client {
     pub from: SocketAddr,
     pub to: SocketAddr,
 }
 
-/// The header for a client; `None`: the connection is the balancer's own, as those of probes are. Empty: none is sent.
+/// The header for a client. `client` is `None` for the balancer's own connections, such as those of probes. Empty if
+/// the pool does not use the protocol.
 pub(crate) fn header(version: ProxyProtocol, client: Option<Client>) -> Vec<u8> {
     let client = client.map(|Client { from, to }| of_one_family(from, to));
     match version {
@@ -57,7 +58,7 @@ fn binary(client: Option<(SocketAddr, SocketAddr)>) -> Vec<u8> {
     header
 }
 
-/// An IPv4 address beside one of IPv6 is written as one of IPv6.
+/// If only one address is IPv6, writes the other as IPv6, too.
 fn of_one_family(from: SocketAddr, to: SocketAddr) -> (SocketAddr, SocketAddr) {
     let canonical = |address: SocketAddr| SocketAddr::new(address.ip().to_canonical(), address.port());
     let mapped = |address: SocketAddr| match address.ip() {

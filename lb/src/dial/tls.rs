@@ -1,4 +1,4 @@
-//! TLS to backends: sessions that are resumed, and what is said of handshakes that fail.
+//! TLS to backends: resumed sessions, and the messages for failed handshakes.
 
 use std::collections::HashMap;
 use std::io;
@@ -13,17 +13,17 @@ use crate::config::backend::SocketAddress;
 use crate::config::transport::BackendTls;
 use crate::failure::{AttemptError, Detail, Failure};
 
-/// Sessions that are kept for one endpoint; rustls takes no less.
+/// Sessions stored per endpoint; the minimum of rustls.
 const MAX_SESSIONS: usize = 8;
-/// Endpoints whose sessions are kept. Addresses that a name had once would gather otherwise.
+/// Endpoints whose sessions are stored. Without a limit, former addresses of a name would accumulate.
 const MAX_ENDPOINTS: usize = 1024;
 
 #[derive(Debug)]
 pub struct ClientTls {
     config: BackendTls,
-    /// `Err`: what is wrong with the files, which were sound when the configuration was read.
+    /// `Err`: an error of the files, which were valid when the configuration was read.
     client: Result<ClientConfig, String>,
-    /// With the sessions of each endpoint: another endpoint could resume none of them.
+    /// With the sessions of each endpoint, because no other endpoint can resume them.
     by_endpoint: Mutex<HashMap<SocketAddress, Arc<ClientConfig>>>,
 }
 
@@ -32,7 +32,7 @@ impl ClientTls {
         Self { config: config.clone(), client: config.client_config(), by_endpoint: Mutex::default() }
     }
 
-    /// What a connection to an endpoint is made with, and the name that is asked for.
+    /// The TLS configuration of a connection to an endpoint, and the server name to request.
     pub fn client(&self, dial: &Dial<'_>) -> Result<(Arc<ClientConfig>, ServerName<'static>), AttemptError> {
         let unusable = |reason: &String| {
             tracing::error!(backend = %dial.backend, "TLS to a backend cannot be used: {reason}");
@@ -59,7 +59,7 @@ fn reason(failure: Failure, reason: &'static str) -> AttemptError {
 
 const NO_NAME: &str = "the name in its certificate is unknown: write tls.name";
 
-/// Why a handshake failed, and what to do.
+/// Why a handshake failed, and what to do about it.
 pub(crate) fn failed(error: &io::Error) -> AttemptError {
     match tls_error(error) {
         Some(error) => of_tls(error),
@@ -70,8 +70,8 @@ pub(crate) fn failed(error: &io::Error) -> AttemptError {
     }
 }
 
-/// Whether a backend ended a connection because it does not take us for a client, of which it may tell behind its part
-/// of the handshake (RFC 8446 §4.4.2.4).
+/// Whether a backend closed a connection because it rejects the client certificate. It may say so after its part of the
+/// handshake (RFC 8446 §4.4.2.4).
 pub(crate) fn refuses_client(error: &io::Error) -> Option<AttemptError> {
     let error = tls_error(error)?;
     matches!(error, Error::AlertReceived(_)).then(|| of_tls(error))

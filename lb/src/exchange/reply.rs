@@ -1,5 +1,5 @@
-//! An answer that Evenkeel gives itself: a status, fields and content. It is sent as one that came from a backend: the
-//! same fields are added, the same rules say how its content is framed and whether the connection stays.
+//! A response by Evenkeel itself: a status, fields and content. It is sent like a backend's response: with the same
+//! added fields and the same rules for framing and keep-alive.
 
 use std::fmt;
 
@@ -11,18 +11,18 @@ use crate::message::{self, ascii};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Reply {
     status: u16,
-    /// Whole lines.
+    /// Complete lines.
     fields: Vec<u8>,
     content: Bytes,
 }
 
 impl Reply {
-    /// Without fields and content. `status`: 200 to 599.
+    /// An empty response. `status`: 200 to 599.
     pub fn new(status: u16) -> Self {
         Self { status, fields: Vec::new(), content: Bytes::new() }
     }
 
-    /// Adds a field. One that could break out of its line is left out.
+    /// Adds a field, unless its name or value contains bytes that would end the line.
     pub fn field(&mut self, name: &[u8], value: &[u8]) {
         if ascii::is_token(name) && ascii::is_text(value) {
             for piece in [name, b": ", value.trim_ascii(), b"\r\n"] {
@@ -31,12 +31,12 @@ impl Reply {
         }
     }
 
-    /// Whether its head is within what the largest head of a backend's response may be.
+    /// Whether the head is no larger than the largest head of a backend's response.
     pub fn is_sendable(&self) -> bool {
         self.fields.len() <= MAX_HEAD_BYTES
     }
 
-    /// Sets the content. An answer whose status allows none (RFC 9110 §15.3.5, §15.4.5) is sent without it.
+    /// Sets the content. It is omitted if the status allows none (RFC 9110 §15.3.5, §15.4.5).
     pub fn content(&mut self, content_type: &[u8], content: Bytes) {
         if self.has_content() {
             self.field(b"Content-Type", content_type);
@@ -44,7 +44,7 @@ impl Reply {
         }
     }
 
-    /// Appends status line and fields, those that delimit the content included; what follows them.
+    /// Writes the status line and fields, including those for framing. Returns the content.
     pub fn write(self, out: &mut Vec<u8>) -> Bytes {
         out.extend_from_slice(b"HTTP/1.1 ");
         out.extend_from_slice(StatusText(self.status).to_string().as_bytes());
@@ -63,7 +63,7 @@ impl Reply {
         self.status
     }
 
-    /// Names and values, for whoever does not send them as the lines that they are.
+    /// The names and values, for protocols that do not send lines.
     pub fn fields(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
         self.fields.split(|&byte| byte == b'\n').filter_map(|line| {
             let colon = line.iter().position(|&byte| byte == b':')?;

@@ -1,5 +1,5 @@
-//! What happened to one exchange, for tests to look at afterwards: short events, kept without allocation. An exchange that
-//! is retried more often than they suffice for keeps the first ones.
+//! The history of one exchange for tests: short events, recorded without allocation. If there are too many, the first
+//! ones are kept.
 
 use std::time::{Duration, Instant};
 
@@ -7,7 +7,7 @@ use super::refusal::Refusal;
 use crate::balance::BackendIndex;
 use crate::failure::Failure;
 
-/// How many events are kept.
+/// The number of events kept.
 const MAX_EVENTS: usize = 16;
 
 /// The events of one exchange, in the order in which they happened.
@@ -15,11 +15,11 @@ const MAX_EVENTS: usize = 16;
 pub(super) struct Trace {
     started: Instant,
     events: [TraceEvent; MAX_EVENTS],
-    /// Of all that happened, whether kept or not.
+    /// The number of all events, kept or not.
     count: u32,
 }
 
-/// One event, and how long after the beginning of the exchange it happened.
+/// An event with its time since the beginning of the exchange.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct TraceEvent {
     micros: u32,
@@ -28,21 +28,21 @@ pub(super) struct TraceEvent {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum TraceEventKind {
-    /// The exchange began: its route is known.
+    /// The exchange began with its route.
     Begun,
-    /// The body was read ahead.
+    /// The whole body was buffered.
     Held,
-    /// A wait ended, or an answer to a question came.
+    /// A wait or a subrequest ended.
     Waited,
-    /// The position of the chosen backend in its pool.
+    /// The index of the chosen backend in its pool.
     Opened(BackendIndex),
     Failed(Failure),
-    /// The status of the head that came.
+    /// The status of the head that arrived.
     Answered(u16),
-    /// The answer was thrown away, and the exchange goes on somewhere else.
+    /// The answer was discarded for an internal redirect.
     Replaced,
     Refused(Refusal),
-    /// The status of an answer that the operator wrote.
+    /// The status of a configured reply.
     Replied(u16),
     /// The whole answer was sent.
     Sent,
@@ -57,7 +57,7 @@ impl Trace {
     #[inline]
     pub(super) fn push(&mut self, what: TraceEventKind, now: Instant) {
         if let Some(event) = self.events.get_mut(self.count as usize) {
-            // Beyond 71 minutes it is only known to be later.
+            // After 71 minutes, the exact time is no longer recorded.
             let micros = now.saturating_duration_since(self.started).as_micros();
             *event = TraceEvent { micros: u32::try_from(micros).unwrap_or(u32::MAX), what };
         }
@@ -68,14 +68,14 @@ impl Trace {
         self.events.get(..self.count as usize).unwrap_or(&self.events)
     }
 
-    /// How many events happened after the last one that was kept.
+    /// The number of events after the last kept one.
     pub(super) fn lost(&self) -> u32 {
         self.count.saturating_sub(MAX_EVENTS as u32)
     }
 }
 
 impl TraceEvent {
-    /// After the beginning of the exchange.
+    /// Time since the beginning of the exchange.
     pub(super) fn after(&self) -> Duration {
         Duration::from_micros(self.micros.into())
     }

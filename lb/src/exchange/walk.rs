@@ -1,5 +1,5 @@
 //! The phases of a request before its route's action, and the decision on the response head. The exchange translates
-//! them to its own steps. All routes of today use [`DirectWalk`], which costs one branch.
+//! them to its own steps. All current routes use [`DirectWalk`], which costs one branch.
 
 use std::convert::Infallible;
 use std::fmt;
@@ -10,11 +10,11 @@ use super::refusal::Refusal;
 /// The phases before a route's action. A walk never waits: it returns a step and is called again with the result. A
 /// step that an implementation never takes has the type [`Infallible`], so that callers need not implement it.
 pub trait Walk: fmt::Debug {
-    /// A wait: for a moment, a file, a name, a password to be checked.
+    /// A wait: for a time, a file, a name, a password check.
     type Wait: fmt::Debug;
-    /// How a wait ended.
+    /// The result of a wait.
     type Waited;
-    /// A request of our own, on behalf of the client's.
+    /// A request by the balancer on behalf of the client's request.
     type SubRequest: fmt::Debug;
     /// The next step towards the action.
     fn step(&mut self, event: WalkEvent<Self>) -> WalkStep<Self>;
@@ -28,34 +28,34 @@ pub trait Walk: fmt::Debug {
 pub enum InternalRedirect {
     /// The route's action.
     Action,
-    /// The error page at this place among those of the route.
+    /// The error page with this index in the route's rules.
     Page(usize),
 }
 
 /// The result of the last step.
 pub enum WalkEvent<W: Walk + ?Sized> {
-    /// It begins, also after an answer was replaced.
+    /// The walk begins, also after an answer was replaced.
     Begun,
     Waited(W::Waited),
-    /// The body is there as a whole.
+    /// The whole body is buffered.
     Held,
-    /// The head of the answer to a sub-request.
+    /// The head of the answer to a subrequest.
     Sub(Answer),
-    /// A sub-request that nobody waits for is under way.
+    /// A subrequest that nothing waits for was started.
     Spawned,
 }
 
 #[derive(Debug)]
 pub enum WalkStep<W: Walk + ?Sized> {
-    /// The way is over: a backend is asked.
+    /// The walk is over: carry out the route's action.
     Act,
     Wait(W::Wait),
-    /// Read the body before anybody is asked.
+    /// Buffer the whole body before choosing a backend.
     Hold,
     Sub(W::SubRequest),
     Spawn(W::SubRequest),
     Answer(Refusal),
-    /// The answer to a preflight of CORS.
+    /// The answer to a CORS preflight.
     Preflight,
 }
 
@@ -68,7 +68,7 @@ pub enum HeadVerdict {
 /// The walk of a route without subrequests and waits.
 #[derive(Debug, Clone, Copy)]
 pub struct DirectWalk {
-    /// Whether the body is read as a whole before there is an answer.
+    /// Whether the whole body is buffered before there is an answer.
     pub holds_body: bool,
     pub is_preflight: bool,
 }

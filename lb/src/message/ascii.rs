@@ -1,18 +1,17 @@
-//! Character classes and the scans built on them.
+//! Character classes and scans over them.
 //!
-//! Every byte of a head is looked at once, by one of these scans. They are plain table walks, eight-byte words, and
-//! loops over a few bytes that the compiler makes vectors of: the runs in a head are short, and safe code is enough to
-//! keep up.
+//! Every byte of a head is read once, by one of these scans. They are table look-ups, operations on eight-byte words,
+//! and short loops that the compiler vectorises: the runs in a head are short, so safe code is fast enough.
 
 /// `tchar` of RFC 9110 §5.6.2: methods, field names, connection options.
 pub(crate) const TOKEN: u8 = 1;
-/// The part of `tchar` that no application takes for a hyphen: all but `_` and `.`.
+/// The `tchar` characters that no application treats as a hyphen: all but `_` and `.`.
 pub(crate) const PLAIN: u8 = 1 << 1;
-/// What a field value or reason phrase may hold: visible characters, space, tab, obs-text (RFC 9110 §5.5).
+/// The bytes allowed in a field value or reason phrase: visible characters, space, tab, obs-text (RFC 9110 §5.5).
 pub(crate) const TEXT: u8 = 1 << 2;
-/// What a request target may hold: visible ASCII but `#`, since a fragment is never sent (RFC 9112 §3.2).
+/// The bytes allowed in a request target: visible ASCII except `#`, because a fragment is never sent (RFC 9112 §3.2).
 pub(crate) const TARGET: u8 = 1 << 3;
-/// What a registered name in an authority may hold here; see [`super::authority`].
+/// The bytes allowed in a registered name of an authority; see [`super::authority`].
 pub(crate) const HOST: u8 = 1 << 4;
 /// Hexadecimal digits.
 pub(crate) const HEX: u8 = 1 << 5;
@@ -45,7 +44,7 @@ const fn classes_of(byte: u8) -> u8 {
     if matches!(byte, b'!' | b'#'..=b'\'' | b'*' | b'+' | b'^' | b'`' | b'|' | b'~') {
         class |= PLAIN;
     }
-    // unreserved and sub-delims of RFC 3986 §2, without the comma: it would join two hosts into one list.
+    // unreserved and sub-delims of RFC 3986 §2, except the comma, which would join two hosts into one list.
     if matches!(byte, b'.' | b'_' | b'~' | b'!' | b'$' | b'&'..=b'+' | b';' | b'=') {
         class |= HOST;
     }
@@ -76,7 +75,7 @@ pub(crate) fn is_token(bytes: &[u8]) -> bool {
     !bytes.is_empty() && bytes.iter().all(|&byte| is(byte, TOKEN))
 }
 
-/// The length of the leading run of `class`, and the classes that all of the run share.
+/// The length of the leading run of `class`, and the classes that every byte of the run has.
 #[inline]
 pub(crate) fn run_sharing(bytes: &[u8], class: u8) -> (usize, u8) {
     let mut shared = u8::MAX;
@@ -90,7 +89,7 @@ pub(crate) fn run_sharing(bytes: &[u8], class: u8) -> (usize, u8) {
     (bytes.len(), shared)
 }
 
-/// The length of the leading run of `class`, and the classes that any of the run has.
+/// The length of the leading run of `class`, and the classes that at least one byte of the run has.
 #[inline]
 pub(crate) fn run_holding(bytes: &[u8], class: u8) -> (usize, u8) {
     let mut held = 0;
@@ -104,7 +103,7 @@ pub(crate) fn run_holding(bytes: &[u8], class: u8) -> (usize, u8) {
     (bytes.len(), held)
 }
 
-/// Whether `bytes` is [`TEXT`] throughout. Sixteen bytes at a time, the last ones together with some before them.
+/// Whether every byte is [`TEXT`]. Checks sixteen bytes at a time; the last block overlaps the one before it.
 #[inline]
 pub(crate) fn is_text(bytes: &[u8]) -> bool {
     let Some(last) = bytes.len().checked_sub(16) else {
@@ -126,7 +125,7 @@ pub(crate) fn is_text(bytes: &[u8]) -> bool {
     true
 }
 
-/// Whether a few bytes are [`TEXT`]. Without branches, so that it becomes one comparison of vectors.
+/// Whether every byte of a block is [`TEXT`]. Without branches, so that it compiles to one vector comparison.
 #[inline(always)]
 fn is_text_block<const BYTES: usize>(block: &[u8; BYTES]) -> bool {
     let mut stops = false;
@@ -177,7 +176,7 @@ fn controls(word: u64) -> u64 {
     (below_space | is_delete) & HIGH
 }
 
-/// Whether two tokens are equal without regard to case. Only for tokens: elsewhere bit 5 tells more than case.
+/// Whether two tokens are equal, ignoring case. Only for tokens: in other bytes, bit 5 does not only mean case.
 #[inline]
 pub(crate) fn same_token(one: &[u8], other: &[u8]) -> bool {
     const CASE: u64 = 0x2020_2020_2020_2020;
@@ -202,12 +201,12 @@ pub(crate) fn trim(bytes: &[u8]) -> &[u8] {
     bytes.get(start..end).unwrap_or_default()
 }
 
-/// The elements of a comma-separated list, trimmed. Empty ones are left in: whether they may be is the field's affair.
+/// The elements of a comma-separated list, trimmed. Includes empty ones; whether they are allowed depends on the field.
 pub(crate) fn elements(list: &[u8]) -> impl Iterator<Item = &[u8]> {
     list.split(|&byte| byte == b',').map(trim)
 }
 
-/// The value of `1*DIGIT`; nothing else, and nothing above `u64::MAX`, has one.
+/// The value of `1*DIGIT`. `None` for anything else, and above `u64::MAX`.
 #[inline]
 pub(crate) fn decimal(digits: &[u8]) -> Option<u64> {
     if digits.is_empty() {

@@ -1,15 +1,15 @@
 //! Host and authority: `uri-host [ ":" port ]` and nothing else (RFC 9110 §7.2, RFC 3986 §3.2).
 //!
-//! Narrower than the grammar in three places, since a name has to mean one thing to us and to every backend: no
-//! percent-encoding and no comma in names, no empty label (nginx refuses it too), and no address literals but IPv6
-//! without zone.
+//! Stricter than the grammar in three respects, because the balancer and every backend must understand a name in the
+//! same way: names contain no percent-encoding, no comma and no empty label (nginx rejects it too), and the only
+//! address literals are IPv6 without zone.
 
 use std::net::Ipv6Addr;
 use std::str;
 
 use super::ascii::{self, HOST};
 
-/// The longest host: what DNS can name, with a final dot.
+/// The longest host: the longest DNS name with a final dot.
 const MAX_HOST_BYTES: usize = 254;
 
 /// The parts of an authority.
@@ -21,18 +21,18 @@ pub struct Authority<'a> {
     pub port: Option<u16>,
 }
 
-/// A host without its port and its letters as they came.
+/// The host without its port, in its original case.
 pub fn without_port(host: &str) -> &str {
-    // Bytes rather than `str`'s searches, which cost more than all of the rest on so short a text.
+    // Bytes, because the searches of `str` cost more than everything else on such short texts.
     let end = match host.bytes().rposition(|byte| byte == b']') {
         Some(bracket) => bracket + 1,
         None => host.bytes().position(|byte| byte == b':').unwrap_or(host.len()),
     };
-    // Both marks are ASCII, so that it is a boundary of characters.
+    // Both characters are ASCII, so this is a character boundary.
     host.get(..end).unwrap_or(host)
 }
 
-/// Takes an authority apart, or `None` if it is not one: empty host, user information, path, blank, port out of range.
+/// Parses an authority. `None` for an empty host, user information, a path, a blank, or a port out of range.
 #[inline]
 pub fn parse(authority: &[u8]) -> Option<Authority<'_>> {
     let host_len = match authority.first()? {
@@ -40,7 +40,7 @@ pub fn parse(authority: &[u8]) -> Option<Authority<'_>> {
         _ => ascii::run_holding(authority, HOST).0,
     };
     let (host, rest) = authority.split_at_checked(host_len)?;
-    // The final dot of a name is left out where the name is used.
+    // The final dot of a name is removed where the name is used.
     if matches!(host, b"" | b".") || host.len() > MAX_HOST_BYTES || host.windows(2).any(|two| two == b"..") {
         return None;
     }
@@ -52,7 +52,7 @@ pub fn parse(authority: &[u8]) -> Option<Authority<'_>> {
     Some(Authority { host, port })
 }
 
-/// The length of the literal with its brackets.
+/// The length of the IPv6 literal with its brackets.
 fn ipv6_literal(authority: &[u8]) -> Option<usize> {
     let close = authority.iter().position(|&byte| byte == b']')?;
     let address = str::from_utf8(authority.get(1..close)?).ok()?;

@@ -1,13 +1,13 @@
-//! The Connection field: what it says of the connection, and which other fields end here (RFC 9110 §7.6.1).
+//! The Connection field: its options, and the fields it removes (RFC 9110 §7.6.1).
 
 use super::ascii;
 use super::name::{Name, NameSet};
 
-/// The most options one head may list. Real ones list two or three; each costs a walk over the fields.
+/// The most options in one head. Real heads have two or three; each costs a walk over the fields.
 pub const MAX_OPTIONS: u8 = 32;
 
-/// Fields that a Connection option must not take away: who asks whom, on whose behalf, for what, and how the message
-/// is framed. A client naming them hopes that the backend sees another request than we did.
+/// Fields that a Connection option must not remove: those for client, target, credentials, content and framing. A
+/// client that names them wants the backend to see a different request than the balancer did.
 const PROTECTED: NameSet = NameSet::of(&[
     Name::Authorization,
     Name::CdnLoop,
@@ -36,33 +36,33 @@ const PROTECTED: NameSet = NameSet::of(&[
     Name::XRequestId,
 ]);
 
-/// The connection options of one head, all Connection lines together.
+/// The connection options of one head, from all Connection lines together.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct ConnectionOptions {
-    /// `close` is among them.
+    /// The option `close` is present.
     pub close: bool,
-    /// `keep-alive` is among them.
+    /// The option `keep-alive` is present.
     pub keep_alive: bool,
-    /// `upgrade` is among them.
+    /// The option `upgrade` is present.
     pub upgrade: bool,
-    /// Fields of this head are named.
+    /// An option names a field of this head.
     pub(crate) names_fields: bool,
     count: u8,
 }
 
-/// What is wrong with a Connection field.
+/// The error of a Connection field.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BadConnection {
     /// An option is not a token.
     Syntax,
-    /// An option names a field that is not the sender's to take away.
+    /// An option names a field that the sender must not remove.
     Protected,
     /// More than [`MAX_OPTIONS`].
     TooMany,
 }
 
 impl BadConnection {
-    /// A fixed sentence without anything of the peer's in it.
+    /// A fixed sentence that contains nothing from the peer.
     pub const fn reason(self) -> &'static str {
         match self {
             BadConnection::Syntax => "malformed Connection",
@@ -73,7 +73,7 @@ impl BadConnection {
 }
 
 impl ConnectionOptions {
-    /// Adds the options of one Connection line. Empty list elements are passed over (RFC 9110 §5.6.1.2).
+    /// Adds the options of one Connection line. Skips empty list elements (RFC 9110 §5.6.1.2).
     #[inline]
     pub(crate) fn read(&mut self, value: &[u8]) -> Result<(), BadConnection> {
         if ascii::same_token(value, b"keep-alive") {
@@ -83,7 +83,7 @@ impl ConnectionOptions {
         ascii::elements(value).filter(|option| !option.is_empty()).try_for_each(|option| self.add(option))
     }
 
-    /// Whether the connection outlives this message as far as its sender is concerned (RFC 9112 §9.3).
+    /// Whether the sender keeps the connection open after this message (RFC 9112 §9.3).
     pub fn persists(&self, default: bool) -> bool {
         !self.close && (default || self.keep_alive)
     }

@@ -1,16 +1,16 @@
-//! Header and trailer fields: one line at a time from the buffer into offsets (RFC 9112 §5).
+//! Header and trailer fields: parses one line at a time into offsets of the buffer (RFC 9112 §5).
 //!
-//! Requests, responses and trailers share this scanner, so a line that one of them refuses none of them takes.
+//! Requests, responses and trailers share this scanner, so that all of them reject the same lines.
 
 use std::fmt;
 
 use super::ascii::{self, PLAIN, TOKEN};
 use super::name::{Name, NameSet};
 
-/// As many fields need no memory beside the head's own.
+/// The number of fields that need no extra memory.
 const INLINE_FIELDS: usize = 32;
 
-/// A piece of the buffer a head was parsed from.
+/// A range of the buffer from which a head was parsed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Span {
     start: u32,
@@ -18,38 +18,38 @@ pub struct Span {
 }
 
 impl Span {
-    /// The piece from `start` up to `end`. Heads are limited to far less than 32 bits can point at.
+    /// The range from `start` up to `end`. Heads are limited to far less than 32-bit offsets can address.
     #[inline]
     pub(crate) fn new(start: usize, end: usize) -> Span {
         debug_assert!(start <= end && u32::try_from(end).is_ok());
         Span { start: start as u32, end: end as u32 }
     }
 
-    /// The bytes of this piece in `buf`. Empty when `buf` is not the buffer that was parsed.
+    /// The bytes of this range in `buf`. Empty if `buf` is not the buffer that was parsed.
     #[inline]
     pub fn of(self, buf: &[u8]) -> &[u8] {
         buf.get(self.start()..self.end()).unwrap_or_default()
     }
 
-    /// This piece and all up to the end of `last`.
+    /// The range from this one's start to the end of `last`.
     #[inline]
     pub(crate) fn through(self, last: Span) -> Span {
         Span { end: last.end, ..self }
     }
 
-    /// Offset of the first byte.
+    /// The offset of the first byte.
     #[inline]
     pub fn start(self) -> usize {
         self.start as usize
     }
 
-    /// Offset after the last byte.
+    /// The offset after the last byte.
     #[inline]
     pub fn end(self) -> usize {
         self.end as usize
     }
 
-    /// Whether the piece holds nothing.
+    /// Whether the range is empty.
     pub fn is_empty(self) -> bool {
         self.start == self.end
     }
@@ -64,11 +64,11 @@ pub struct Field {
     flags: u8,
 }
 
-/// The line reads `Name: value` with one space and nothing after the value, as we would write it.
+/// The line is `Name: value` with one space and nothing after the value, as the balancer itself writes lines.
 const CANONICAL: u8 = 1;
-/// The line ends here: Connection named it, or its name is ambiguous.
+/// The field is not forwarded: Connection names it, or its name is ambiguous.
 const DROPPED: u8 = 1 << 1;
-/// The name holds `_` or `.`, which applications may take for a hyphen.
+/// The name contains `_` or `.`, which applications may treat as a hyphen.
 const AMBIGUOUS: u8 = 1 << 2;
 
 impl Field {
@@ -78,31 +78,31 @@ impl Field {
         self.name.of(buf)
     }
 
-    /// The value, without the blanks around it.
+    /// The value, trimmed.
     #[inline]
     pub fn value<'b>(&self, buf: &'b [u8]) -> &'b [u8] {
         self.value.of(buf)
     }
 
-    /// Where the value is.
+    /// The range of the value.
     #[inline]
     pub(crate) fn value_span(&self) -> Span {
         self.value
     }
 
-    /// Which known name this is.
+    /// The known name, or [`Name::Other`].
     #[inline]
     pub fn known(&self) -> Name {
         self.known
     }
 
-    /// Whether the field goes no further, and is not to be believed either.
+    /// Whether the field is neither forwarded nor used.
     #[inline]
     pub fn is_dropped(&self) -> bool {
         self.flags & DROPPED != 0
     }
 
-    /// The received line with its line end, if it is just what we would write ourselves.
+    /// The received line with its line end, if the balancer would write exactly the same.
     #[inline]
     pub(crate) fn canonical_line(&self) -> Option<Span> {
         (self.flags & CANONICAL != 0).then_some(Span { start: self.name.start, end: self.value.end + 2 })
@@ -120,9 +120,9 @@ impl Field {
 /// The fields of one head, in the order received.
 #[derive(Debug, Clone)]
 pub struct Fields {
-    /// All of them, while they fit.
+    /// All fields, while they fit.
     inline: [Field; INLINE_FIELDS],
-    /// All of them, once they do not.
+    /// All fields, once they no longer fit.
     heap: Vec<Field>,
     len: usize,
     present: NameSet,
@@ -135,13 +135,13 @@ impl Default for Fields {
 }
 
 impl Fields {
-    /// Every field, those that go no further included.
+    /// Every field, including those that are not forwarded.
     #[inline]
     pub fn all(&self) -> &[Field] {
         self.inline.get(..self.len).unwrap_or(&self.heap)
     }
 
-    /// Names and values of the fields that count, in the order received.
+    /// The names and values of fields that are not dropped, in the order received.
     pub fn iter<'b>(&'b self, buf: &'b [u8]) -> impl Iterator<Item = (&'b [u8], &'b [u8])> {
         self.all().iter().filter(|field| !field.is_dropped()).map(|field| (field.name(buf), field.value(buf)))
     }
@@ -159,7 +159,7 @@ impl Fields {
         self.values(buf, name).next()
     }
 
-    /// The values of every field whose name is `name` in whatever case: for names that only the settings know.
+    /// The values of every field called `name` in any case: for names from the configuration.
     pub fn named<'b>(&'b self, buf: &'b [u8], name: &'b [u8]) -> impl Iterator<Item = &'b [u8]> {
         let live = self.all().iter().filter(|field| !field.is_dropped());
         live.filter(move |field| ascii::same_token(field.name(buf), name)).map(|field| field.value(buf))
@@ -219,12 +219,12 @@ impl Fields {
     }
 }
 
-/// What is wrong with a field line.
+/// The error of a field line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BadField {
     /// A line without a name before its colon.
     EmptyName,
-    /// A byte that names cannot hold.
+    /// A byte that is not allowed in names.
     NameByte,
     /// A line without a colon.
     NoColon,
@@ -236,9 +236,9 @@ pub enum BadField {
     Nul,
     /// Another control byte in a value.
     Control,
-    /// A CR without its LF (RFC 9112 §2.2).
+    /// A CR without LF (RFC 9112 §2.2).
     BareCr,
-    /// A LF without its CR.
+    /// A LF without CR.
     BareLf,
 }
 
@@ -249,7 +249,7 @@ impl fmt::Display for BadField {
 }
 
 impl BadField {
-    /// A fixed sentence without anything of the peer's in it.
+    /// A fixed sentence that contains nothing from the peer.
     pub const fn reason(self) -> &'static str {
         match self {
             BadField::EmptyName => "field without a name",
@@ -265,9 +265,9 @@ impl BadField {
     }
 }
 
-/// What stands at the beginning of a line.
+/// The result of parsing a line.
 pub(crate) enum Line {
-    /// The bytes end before the line does.
+    /// The line is incomplete.
     Unfinished,
     /// The empty line after the last field; the content begins at this offset.
     Empty(usize),
@@ -275,11 +275,11 @@ pub(crate) enum Line {
     Field(Field, usize),
 }
 
-/// Reads the line that begins at `at`.
+/// Parses the line at `at`.
 ///
-/// The verdict depends on the first offending byte only, never on how much has arrived after it. With `FROM_SERVER`,
-/// white space before the colon is taken away rather than refused: RFC 9112 §5.1 wants just that of a proxy for
-/// responses and forbids it for requests.
+/// The result depends only on the first invalid byte, never on how much has arrived after it. With `FROM_SERVER`, white
+/// space before the colon is removed instead of rejected: RFC 9112 §5.1 requires that of a proxy for responses and
+/// forbids it for requests.
 #[inline(always)]
 pub(crate) fn line<const FROM_SERVER: bool>(buf: &[u8], at: usize) -> Result<Line, BadField> {
     let Some(rest) = buf.get(at..).filter(|rest| !rest.is_empty()) else {
@@ -337,8 +337,8 @@ fn empty_line(rest: &[u8], at: usize) -> Result<Line, BadField> {
     }
 }
 
-/// The name ended at `at` with something else than a colon: the offset of the colon if only white space is in between
-/// and may be, `None` if that is not known yet.
+/// The name ended at `at` with something other than a colon. Returns the offset of the colon if only white space
+/// precedes it and that is allowed; `None` if more bytes are needed.
 #[cold]
 fn skip_blanks<const FROM_SERVER: bool>(rest: &[u8], at: usize) -> Result<Option<usize>, BadField> {
     match rest.get(at) {
@@ -362,7 +362,7 @@ fn skip_blanks<const FROM_SERVER: bool>(rest: &[u8], at: usize) -> Result<Option
 mod tests {
     use super::*;
 
-    /// Name and value of the one line in `bytes`.
+    /// The name and value of the single line in `bytes`.
     fn read(bytes: &[u8]) -> Result<(&[u8], &[u8]), BadField> {
         match line::<false>(bytes, 0)? {
             Line::Field(field, next) => {

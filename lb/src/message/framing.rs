@@ -1,14 +1,14 @@
 //! How content is delimited (RFC 9112 §6).
 
-/// How the content of a message is delimited, on the way in or on the way out.
+/// How the content of a message is delimited, when received or when sent.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Framing {
-    /// There is none, and no field says so.
+    /// No content, and no field says so.
     #[default]
     None,
-    /// So many bytes, by Content-Length.
+    /// By Content-Length: this number of bytes.
     Length(u64),
-    /// By chunks.
+    /// In chunks.
     Chunked,
     /// By the end of the connection; responses only.
     UntilClose,

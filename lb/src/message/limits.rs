@@ -1,19 +1,19 @@
-//! How large a head may be, and what becomes of field names that applications confuse.
+//! Limits on the size of a head, and the treatment of field names that applications confuse.
 
 use std::fmt;
 
 use serde::Serialize;
 
-/// The most bytes that a head may be allowed to have.
+/// The largest configurable head size in bytes.
 pub const MAX_HEAD_BYTES: usize = 1024 * 1024;
 
-/// The most fields that a head may be allowed to have.
+/// The largest configurable number of fields.
 pub const MAX_FIELDS: usize = 4096;
 
-/// Empty lines tolerated before a request line (RFC 9112 §2.2), bytes of them.
+/// How many bytes of empty lines are tolerated before a request line (RFC 9112 §2.2).
 pub(crate) const BLANK_BYTES: usize = 8;
 
-/// Limits on a head, checked once when they are made.
+/// Limits on a head, checked when created.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
     pub(crate) line_bytes: usize,
@@ -23,35 +23,35 @@ pub struct Limits {
     pub(crate) non_ascii: NonAsciiTargets,
 }
 
-/// What to do with a request field whose name holds `_` or `.`.
+/// The treatment of request fields whose name contains `_` or `.`.
 ///
-/// CGI and its heirs read `X_Forwarded_For` and `X.Forwarded.For` as `X-Forwarded-For`: such a name passes our checks
-/// as one field and reaches the application as another. Trailers with such names are left out in any case.
+/// CGI and similar interfaces read `X_Forwarded_For` and `X.Forwarded.For` as `X-Forwarded-For`: such a name passes the
+/// balancer's checks as one field and reaches the application as another. Trailers with such names are always dropped.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum AmbiguousNames {
-    /// Leave the field out and serve the request, as nginx does.
+    /// Drop the field and serve the request, as nginx does.
     #[default]
     Drop,
-    /// Pass the field on, unless it would be read as one that the balancer sets.
+    /// Forward the field, unless applications would confuse it with one that the balancer sets.
     Pass,
-    /// Refuse the request with 400.
+    /// Reject the request with 400.
     Reject,
 }
 
-/// What to do with a request target that holds bytes above ASCII, which should have been escaped (RFC 3986 §2.1).
+/// The treatment of request targets with non-ASCII bytes, which should have been escaped (RFC 3986 §2.1).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum NonAsciiTargets {
-    /// Refuse the request with 400.
+    /// Reject the request with 400.
     #[default]
     Reject,
-    /// Take them for themselves and pass the target on as it is, as nginx does.
+    /// Accept the bytes and forward the target unchanged, as nginx does.
     Pass,
 }
 
 impl Limits {
-    /// Larger than any head can be that is passed on: for those that we have written ourselves.
+    /// Larger than any head that is forwarded: for heads that the balancer has written itself.
     pub const LARGEST: Limits = Limits {
         line_bytes: MAX_HEAD_BYTES,
         head_bytes: 2 * MAX_HEAD_BYTES,
@@ -60,8 +60,8 @@ impl Limits {
         non_ascii: NonAsciiTargets::Reject,
     };
 
-    /// `line_bytes` bounds the first line without its line end (414), `head_bytes` the whole head from its first line
-    /// to the empty one (431), `fields` their number (431).
+    /// `line_bytes` limits the first line without its line end (414), `head_bytes` the whole head from its first line
+    /// to the empty line (431), `fields` the number of fields (431).
     pub fn new(line_bytes: usize, head_bytes: usize, fields: usize) -> Result<Limits, BadLimits> {
         if !(16..=MAX_HEAD_BYTES - 4).contains(&line_bytes) {
             return Err(BadLimits::Line);
@@ -75,28 +75,28 @@ impl Limits {
         Ok(Limits { line_bytes, head_bytes, fields, ..Limits::default() })
     }
 
-    /// How many bytes a parser may want to see before it has a verdict: the least size a read buffer must grow to.
+    /// The most bytes that a parser needs for a result: the minimum size of a read buffer.
     pub fn buffer_bytes(&self) -> usize {
         BLANK_BYTES + self.head_bytes
     }
 
-    /// The most bytes of a head.
+    /// The maximum size of a head in bytes.
     pub fn head_bytes(&self) -> usize {
         self.head_bytes
     }
 
-    /// The most fields of a head.
+    /// The maximum number of fields.
     pub fn fields(&self) -> usize {
         self.fields
     }
 
-    /// The same limits with another rule for ambiguous names.
+    /// The same limits with a different treatment of ambiguous names.
     #[must_use]
     pub fn with_ambiguous_names(self, ambiguous: AmbiguousNames) -> Limits {
         Limits { ambiguous, ..self }
     }
 
-    /// The same limits with another rule for targets with bytes above ASCII.
+    /// The same limits with a different treatment of non-ASCII targets.
     #[must_use]
     pub fn with_non_ascii_targets(self, non_ascii: NonAsciiTargets) -> Limits {
         Limits { non_ascii, ..self }
@@ -104,7 +104,7 @@ impl Limits {
 }
 
 impl Default for Limits {
-    /// 8 KiB for the first line, 32 KiB for the head, 100 fields: about what nginx takes by default.
+    /// 8 KiB for the first line, 32 KiB for the head, 100 fields: similar to the defaults of nginx.
     fn default() -> Limits {
         Limits {
             line_bytes: 8 * 1024,
@@ -116,14 +116,14 @@ impl Default for Limits {
     }
 }
 
-/// Why limits make no sense.
+/// Why limits are invalid.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BadLimits {
-    /// The first line must be allowed 16 bytes, and fit the largest head.
+    /// The first line needs at least 16 bytes and must fit in the largest head.
     Line,
-    /// The head must hold the longest first line, and at most [`MAX_HEAD_BYTES`].
+    /// The head must have room for the longest first line, and at most [`MAX_HEAD_BYTES`].
     Head,
-    /// There must be room for one field, and for at most [`MAX_FIELDS`].
+    /// At least one field, and at most [`MAX_FIELDS`].
     Fields,
 }
 

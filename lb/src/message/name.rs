@@ -1,17 +1,17 @@
-//! The field names that mean something to the balancer, told apart in one table look-up.
+//! The field names that the balancer uses, recognised by one table look-up.
 //!
-//! A name is found by its length and three of its letters; a multiplier searched at compile time spreads them so that
-//! every slot of the table holds one name at most. One comparison then settles it.
+//! The slot of a name is computed from its length and three of its letters, with a multiplier that is searched at
+//! compile time so that no two names share a slot. One comparison then decides.
 
 use super::ascii;
 
 macro_rules! names {
     ($($variant:ident = $text:literal),* $(,)?) => {
-        /// A field name the balancer knows, or [`Name::Other`].
+        /// A field name that the balancer uses, or [`Name::Other`].
         #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
         #[repr(u8)]
         pub enum Name {
-            /// A name without meaning here; its text is in the buffer.
+            /// Any other name; its text is in the buffer.
             #[default]
             Other,
             $(#[doc = $text] $variant),*
@@ -92,7 +92,7 @@ impl Name {
         TEXTS[self as usize]
     }
 
-    /// The known name that `text`, a token, is in whatever case.
+    /// The known name that equals the token `text`, ignoring case.
     #[inline]
     pub fn of(text: &[u8]) -> Name {
         let (Some(&first), Some(&last)) = (text.first(), text.last()) else {
@@ -129,7 +129,7 @@ const fn table(multiplier: u32) -> [Name; 1 << SLOT_BITS] {
     table
 }
 
-/// The first multiplier that gives every name a slot of its own. Compilation fails if there is none.
+/// The first multiplier that gives every name its own slot. Compilation fails if there is none.
 const fn multiplier() -> u32 {
     let mut candidate: u32 = 0x9e37_79b1;
     loop {
@@ -152,10 +152,10 @@ pub struct NameSet(u64);
 const _: () = assert!(ALL.len() < 64, "a name set has 64 places");
 
 impl NameSet {
-    /// The set without names.
+    /// The empty set.
     pub const EMPTY: NameSet = NameSet(0);
 
-    /// The set of `names`. [`Name::Other`] stands for no name and is never in a set.
+    /// The set of `names`. Never includes [`Name::Other`], which stands for no name.
     pub const fn of(names: &[Name]) -> NameSet {
         let mut set = NameSet::EMPTY;
         let mut at = 0;
@@ -166,7 +166,7 @@ impl NameSet {
         set
     }
 
-    /// This set and `name`.
+    /// This set with `name` added.
     #[must_use]
     pub const fn with(self, name: Name) -> NameSet {
         NameSet((self.0 | 1 << name as u8) & !1)
@@ -184,13 +184,13 @@ impl NameSet {
         self.0 & (1 << name as u8) != 0
     }
 
-    /// This set and `others`.
+    /// The union of this set and `others`.
     #[must_use]
     pub const fn union(self, others: NameSet) -> NameSet {
         NameSet(self.0 | others.0)
     }
 
-    /// The names in it.
+    /// The names in the set.
     pub fn iter(self) -> impl Iterator<Item = Name> {
         ALL.iter().copied().filter(move |name| self.has(*name))
     }

@@ -1,11 +1,11 @@
-//! The path as routing sees it: decoded, without `//`, `.` and `..`, as nginx matches its locations.
+//! The normalised path for routing: decoded, without `//`, `.` and `..`, as nginx matches its locations.
 //!
-//! The backend still gets the path as received. Routing by the normal form keeps `/a/%2e%2e/admin` and `//admin` from
-//! being a way around a route for `/admin`.
+//! The backend still gets the path as received. Routing by the normalised path prevents `/a/%2e%2e/admin` and `//admin`
+//! from bypassing a route for `/admin`.
 
 use super::ascii;
 
-/// Why a path has no normal form.
+/// Why a path cannot be normalised.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BadPath {
     /// It does not begin with `/`.
@@ -16,11 +16,11 @@ pub enum BadPath {
     AboveRoot,
 }
 
-/// The normal form of `path` (without its query): escapes decoded, `%2F` included, then empty and `.` segments left out
-/// and `..` resolved. A path that ends in `/.` or `/..` ends in `/` after.
+/// Normalises `path` (without its query): decodes escapes, `%2F` included, then removes empty and `.` segments and
+/// resolves `..`. A path that ends in `/.` or `/..` ends in `/` afterwards.
 ///
-/// Most paths are normal already and come back as they are; the others are written to `scratch`, which is overwritten
-/// and only grows.
+/// Most paths are already normal and are returned unchanged; others are written to `scratch`, which is overwritten and
+/// only grows.
 #[inline]
 pub fn normalise<'a>(path: &'a [u8], scratch: &'a mut Vec<u8>) -> Result<&'a [u8], BadPath> {
     if path.first() != Some(&b'/') {
@@ -36,7 +36,7 @@ pub fn normalise<'a>(path: &'a [u8], scratch: &'a mut Vec<u8>) -> Result<&'a [u8
     Ok(scratch)
 }
 
-/// Whether every `%` begins an escape, and none stands for NUL.
+/// Whether every `%` begins a valid escape, and none means NUL.
 pub(crate) fn escapes_are_sound(path: &[u8]) -> bool {
     let mut rest = path;
     while let Some(at) = rest.iter().position(|&byte| byte == b'%') {
@@ -49,14 +49,14 @@ pub(crate) fn escapes_are_sound(path: &[u8]) -> bool {
 }
 
 fn is_normal(path: &[u8]) -> bool {
-    // Without branches: to look at the rest of a path takes less than to ask at each byte whether to stop.
+    // Without branches: checking the rest of a path is cheaper than deciding at every byte whether to stop.
     path.first() != Some(&b'%')
         && path.array_windows().fold(true, |is_normal, &[before, byte]| {
             is_normal & (byte != b'%') & ((before != b'/') | ((byte != b'/') & (byte != b'.')))
         })
 }
 
-/// The byte that the escape at `at` stands for; none may stand for NUL.
+/// The byte of the escape at `at`; `None` if the escape is invalid or means NUL.
 fn escaped(path: &[u8], at: usize) -> Option<u8> {
     let high = ascii::hex_value(*path.get(at + 1)?)?;
     let low = ascii::hex_value(*path.get(at + 2)?)?;
@@ -77,8 +77,8 @@ fn decode(path: &[u8], out: &mut Vec<u8>) -> Result<(), BadPath> {
     Ok(())
 }
 
-/// Resolves the segments of `path` in place and gives the length of what is left. What is kept never outgrows what has
-/// been read, so it can be written over it.
+/// Resolves the segments of `path` in place and returns the new length. The result is never longer than what has been
+/// read, so it can overwrite it.
 fn resolve(path: &mut [u8]) -> Result<usize, BadPath> {
     let (mut read, mut kept) = (1, 1);
     while read < path.len() {

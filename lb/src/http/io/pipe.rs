@@ -1,5 +1,5 @@
-//! A connection in memory, for simulations: it behaves as TCP does, but how many bytes an operation moves, and whether
-//! it has to wait, is up to the seed.
+//! A connection in memory, for simulations. It behaves like TCP, but the seed decides how many bytes an operation moves
+//! and whether it has to wait.
 
 use std::cell::{Cell, RefCell};
 use std::future::Future;
@@ -24,22 +24,22 @@ thread_local! {
     static NETWORK: RefCell<Option<Network>> = const { RefCell::new(None) };
 }
 
-/// Has what this thread connects to be answered by `network`; `None`: by the system.
+/// Passes this thread's outgoing connections to `network`; `None`: to the system.
 pub(crate) fn set_network(network: Option<Network>) {
     NETWORK.set(network);
 }
 
-/// A connection in the network of this thread's simulation; `None`: there is no simulation.
+/// A connection in the simulated network of this thread; `None` outside a simulation.
 pub(crate) fn connect(address: SocketAddr) -> Option<Connecting> {
     NETWORK.with_borrow(|network| network.as_ref().map(|network| network(address)))
 }
 
-/// Has `tracer` told what the first end of each connection does.
+/// Reports to `tracer` what the first end of each connection does.
 pub(crate) fn set_tracer(tracer: Option<fn(String)>) {
     TRACER.set(tracer);
 }
 
-/// Has `observer` told when a connection that is [watched](Link::watch) is written to from its first end.
+/// Reports to `observer` when the first end of a [watched](Link::watch) connection is written to.
 pub(crate) fn set_observer(observer: Option<Observer>) {
     OBSERVER.set(observer);
 }
@@ -51,11 +51,11 @@ pub struct Pipe {
     side: usize,
 }
 
-/// What both ends share, to be watched from outside.
+/// The state shared by both ends, for observers.
 #[derive(Debug)]
 pub struct Link {
     pub name: String,
-    /// Whose connection it is.
+    /// The owner of the connection.
     pub tag: usize,
     state: Mutex<State>,
 }
@@ -63,7 +63,7 @@ pub struct Link {
 #[derive(Debug)]
 struct State {
     is_watched: bool,
-    /// By the side that writes into it.
+    /// Indexed by the side that writes into it.
     directions: [Direction; 2],
     whims: Whims,
 }
@@ -71,26 +71,26 @@ struct State {
 /// How a connection behaves within what TCP allows.
 #[derive(Debug, Clone, Copy)]
 pub struct Whims {
-    /// The most bytes on their way in one direction.
+    /// The most bytes in flight in one direction.
     pub window: usize,
-    /// The most bytes that one operation moves.
+    /// The most bytes moved by one operation.
     pub most: usize,
-    /// One operation in so many waits though it need not, as the runtime makes tasks do; 0: none.
+    /// One in this many operations waits unnecessarily, as the runtime sometimes makes tasks wait; 0: none.
     pub waits: u64,
 }
 
 #[derive(Debug, Default)]
 struct Direction {
     bytes: Vec<u8>,
-    /// How many of them have been read.
+    /// How many of the bytes have been read.
     start: usize,
-    /// In all.
+    /// Bytes read in total.
     read: u64,
     written: u64,
     has_ended: bool,
-    /// The reader is told of a reset once it has read what was left, or when it writes.
+    /// The reader learns of a reset when it has read the rest, or when it writes.
     is_reset: bool,
-    /// It has been told. The system tells once: then it reads the end.
+    /// The reader has learnt of the reset. The system reports it once: then reads return the end.
     is_told: bool,
     /// Nobody will read.
     is_deaf: bool,
@@ -98,13 +98,13 @@ struct Direction {
     writer: Option<Waker>,
 }
 
-/// One direction as seen from outside.
+/// The state of one direction for observers.
 #[derive(Debug, Clone, Copy)]
 pub struct Flow {
     pub read: u64,
     pub written: u64,
     pub room: usize,
-    /// Bytes can be written into it, as far as the writer knows.
+    /// The writer may still write, as far as it knows.
     pub is_open: bool,
     /// The reader has read everything and waits for more.
     pub is_awaited: bool,
@@ -121,7 +121,7 @@ impl Link {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Has the observer told of the next bytes from the first end.
+    /// Reports the next bytes from the first end to the observer.
     pub fn watch(&self) {
         self.state().is_watched = true;
     }
@@ -164,9 +164,9 @@ impl Direction {
         self.written += bytes.len() as u64;
     }
 
-    /// The reader is told that the connection was reset. Some of what was on its way may be lost.
+    /// Resets the connection for the reader. Some of the bytes in flight may be lost.
     fn reset(&mut self) {
-        // Once its end has come, all that was before it has come too.
+        // Once the end has arrived, everything before it has arrived, too.
         let has_come = self.has_ended && random().is_multiple_of(2);
         if !self.is_reset && !has_come {
             self.is_reset = true;
@@ -193,7 +193,7 @@ impl Direction {
 }
 
 impl Whims {
-    /// How many of `possible` bytes are moved now; `None`: the task has to wait for its next turn.
+    /// How many of `possible` bytes to move now; `None`: the task has to wait for its next turn.
     fn count(&self, possible: usize) -> Option<usize> {
         if self.waits > 0 && random().is_multiple_of(self.waits) {
             return None;
@@ -215,12 +215,12 @@ impl Pipe {
         &self.link
     }
 
-    /// Reads into `buffer`; 0: the other side has ended.
+    /// Reads into `buffer`; 0: the other side has closed.
     pub fn read(&self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
         self.read_with(cx, buffer.len(), |bytes| buffer[..bytes.len()].copy_from_slice(bytes))
     }
 
-    /// Gives `sink` what is read, at most `most` bytes. How many there were; 0: the other side has ended.
+    /// Passes at most `most` bytes to `sink`. Returns how many; 0: the other side has closed.
     fn read_with(&self, cx: &mut Context<'_>, most: usize, sink: impl FnOnce(&[u8])) -> Poll<io::Result<usize>> {
         let mut state = self.link.state();
         let State { directions, whims, .. } = &mut *state;
@@ -230,7 +230,7 @@ impl Pipe {
             return match (incoming.unread() == 0, incoming.is_reset, incoming.has_ended) {
                 (false, ..) => Poll::Ready(Ok(0)),
                 (true, true, false) if !incoming.is_told => {
-                    // The actors on the other side read and write apart, and would have to tell each other.
+                    // The actors on the other side read and write independently, and would have to tell each other.
                     incoming.is_told = self.side == 0;
                     Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()))
                 }
@@ -252,7 +252,7 @@ impl Pipe {
         Poll::Ready(Ok(count))
     }
 
-    /// Writes some of `bytes`; how many were taken.
+    /// Writes some of `bytes` and returns how many.
     pub fn write(&self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let mut state = self.link.state();
         if self.side == 0 && std::mem::take(&mut state.is_watched) {
@@ -268,7 +268,7 @@ impl Pipe {
             return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
         }
         if outgoing.is_deaf {
-            // What reaches a closed socket is answered by a reset, of which the writer learns later.
+            // Data for a closed socket is answered by a reset, which the writer learns later.
             incoming.reset();
             return Poll::Ready(Ok(bytes.len()));
         }
@@ -290,7 +290,7 @@ impl Pipe {
         Poll::Ready(Ok(count))
     }
 
-    /// Reads without waiting, where the runtime may not have heard yet of what has come.
+    /// Reads without waiting, if the runtime may not know yet that bytes have arrived.
     pub fn try_read(&self, buffer: &mut [u8]) -> io::Result<usize> {
         if random().is_multiple_of(4) {
             return Err(io::ErrorKind::WouldBlock.into());
@@ -301,7 +301,7 @@ impl Pipe {
         }
     }
 
-    /// Says that no more will be written.
+    /// Closes the writing side.
     pub fn end(&self) {
         self.trace(|| "ends".to_owned());
         let mut state = self.link.state();
@@ -310,7 +310,7 @@ impl Pipe {
         outgoing.wake_reader();
     }
 
-    /// Resets the connection, to be called before it is dropped.
+    /// Resets the connection. Call it before dropping the connection.
     pub fn reset(&self) {
         self.trace(|| "resets".to_owned());
         let mut state = self.link.state();

@@ -1,5 +1,5 @@
-//! [`App`]: the engine behind Pingora's `ServerApp`. Pingora accepts connections and speaks TLS; everything else is as with
-//! `evenkeel run`, but that content is not moved by splice.
+//! [`App`]: the engine behind Pingora's `ServerApp`. Pingora accepts connections and speaks TLS; everything else works
+//! as with `evenkeel run`, except that content is not moved by splice.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -34,13 +34,13 @@ use crate::http::stream::ClientStream;
 use crate::http::{self, Engine, EngineContext, ThreadState, h2, idle};
 use crate::server::resources::{ConnectionLimits, cannot_log, connection_limits, max_idle_per_thread};
 
-/// A `ServerApp` that serves by the `[[listener]]` whose address a connection came to, or else by the first.
+/// A `ServerApp` that serves each connection by the `[[listener]]` with its local address, or else by the first one.
 pub struct App {
     context: EngineContext,
     host: Host,
     started: Started,
     open_files: usize,
-    /// One for each thread of the service.
+    /// One per thread of the service.
     thread_states: Arc<[Arc<ThreadState>]>,
     threads: Mutex<Threads>,
     is_told: AtomicBool,
@@ -48,15 +48,16 @@ pub struct App {
 
 #[derive(Default)]
 struct Threads {
-    /// Each thread with its place among the thread_states, in the order in which they served first.
+    /// Each thread with its index in thread_states, in the order in which they first served.
     indices: HashMap<ThreadId, usize>,
-    /// By the address of the listener.
+    /// By thread and the listener's address.
     engines: HashMap<(ThreadId, SocketAddress), Arc<Engine>>,
 }
 
 impl App {
-    /// For a service with so many threads as `server` says. `open_files`: how many files the process may open. `Err`: the
-    /// configuration asks for what Pingora's server does, or the server moves connections from thread to thread.
+    /// For a service with the number of threads in `server`. `open_files`: the process's limit on open files. `Err`:
+    /// the configuration requires something that is left to Pingora's server, or the server moves connections between
+    /// threads.
     pub fn new(control: &Arc<Control>, server: &ServerConf, open_files: usize) -> anyhow::Result<Self> {
         let config = &control.snapshot().config;
         let host = Host::new(By::Engine, server);
@@ -95,7 +96,7 @@ impl App {
         })
     }
 
-    /// The probes and the admin API, to be added to the server as a service. It listens for the admin API from now on.
+    /// The probes and the admin API, to be added to the server as a service. Binds the admin API's address immediately.
     pub fn management(&self) -> anyhow::Result<Management> {
         let EngineContext { control, access_log, max_idle, shutdown, client_limit, backend_limit, handshake_limit } =
             &self.context;
@@ -112,7 +113,7 @@ impl App {
         Management::new(Arc::clone(control), shutdown.clone(), Arc::clone(client_limit), Arc::new(resources), None)
     }
 
-    /// The engine of this thread for connections to `local`. `None`: it cannot serve here.
+    /// The engine of this thread for connections to `local`. `None`: this thread cannot serve.
     fn engine(&self, local: Option<&socket::SocketAddr>) -> Option<Arc<Engine>> {
         let snapshot = self.context.control.snapshot();
         let (listener, address) = head::listener(&snapshot.config, local)?;
@@ -136,7 +137,7 @@ impl App {
     }
 }
 
-/// Whether the present task stays on its thread.
+/// Whether the current task stays on its thread.
 fn stays_here() -> bool {
     Handle::try_current().is_ok_and(|runtime| {
         runtime.runtime_flavor() == RuntimeFlavor::CurrentThread || runtime.metrics().num_workers() == 1
@@ -176,7 +177,7 @@ impl ServerApp for App {
         None
     }
 
-    /// Nobody is accepted any more: idle connections end, others after their present exchange.
+    /// No connection is accepted any more. Idle connections end now, others after their current exchange.
     async fn cleanup(&self) {
         let timeout = self.context.control.snapshot().config.server.shutdown_timeout;
         self.context.shutdown.stop(Instant::now() + timeout);
@@ -184,14 +185,14 @@ impl ServerApp for App {
     }
 }
 
-/// What Pingora tells of a connection's TLS: neither the name that was asked for nor a client's certificate.
+/// What Pingora reports about a connection's TLS: without the requested name and the client certificate.
 fn tls(stream: &Stream) -> Option<TlsInfo> {
     let digest = stream.get_ssl_digest()?;
     let protocol = if digest.version.contains("1_2") || digest.version.contains("1.2") { "TLSv1.2" } else { "TLSv1.3" };
     Some(TlsInfo { protocol, cipher: "", server_name: None, is_resumed: false, client: None })
 }
 
-/// What a reload changes beside the snapshot.
+/// What a reload changes besides the snapshot.
 struct OfApp {
     host: Host,
     access_log: Arc<AccessLog>,

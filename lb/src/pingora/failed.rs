@@ -1,18 +1,18 @@
-//! What an error of Pingora's proxy means in the table of failures.
+//! Converts errors of Pingora's proxy to failures.
 
 use pingora_core::prelude::{Error, ErrorSource, ErrorType};
 
 use crate::failure::{AttemptError, Failure};
 use crate::probe::pingora_error;
 
-/// Where an exchange stood when the error came.
+/// The state of an exchange when the error occurred.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Stand {
-    /// The head of the response has come.
+    /// The head of the response has arrived.
     pub has_head: bool,
     /// The backend's connection had served another request before.
     pub is_reused: bool,
-    /// The client still had to send some of the request's body.
+    /// The client had not sent the whole request body yet.
     pub is_uploading: bool,
 }
 
@@ -37,7 +37,7 @@ fn of_client(error: &ErrorType) -> Failure {
     }
 }
 
-/// As Pingora calls what is wrong with the framing of a body in chunks.
+/// Pingora's name for an error in the framing of a chunked body.
 const INVALID_CHUNK: &str = "InvalidChunk";
 
 fn of_backend(error: &Error, stand: Stand) -> AttemptError {
@@ -47,7 +47,7 @@ fn of_backend(error: &Error, stand: Stand) -> AttemptError {
         Custom(INVALID_CHUNK) => Failure::ResponseBodyMalformed,
         _ if stand.has_head => Failure::ResponseTruncated,
         ConnectionClosed | ReadError | WriteError if stand.is_reused => Failure::StaleConnection,
-        // Pingora waits for the response from the start, so that time is the client's too.
+        // Pingora waits for the response from the start, so part of the time was the client's.
         ReadTimedout if stand.is_uploading => Failure::ClientTimeout,
         _ => return pingora_error::failed(error),
     };

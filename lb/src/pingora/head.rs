@@ -1,4 +1,4 @@
-//! A request's head as Pingora has parsed it: where it goes, and what its backend and its client are told.
+//! A request's head as parsed by Pingora: its route, and the fields added for backend and client.
 
 use std::borrow::Cow;
 use std::fmt::{self, Write};
@@ -26,7 +26,7 @@ use crate::message::path::normalise;
 use crate::value::variable::Variable;
 use crate::value::{Facts, Presence};
 
-/// Fields that tell a backend of the client: whatever came in is left out.
+/// Fields that tell a backend about the client: received ones are dropped.
 const OURS: &[&str] = &[
     "forwarded",
     "x-forwarded-for",
@@ -36,37 +36,37 @@ const OURS: &[&str] = &[
     "x-forwarded-proto",
     "x-real-ip",
 ];
-/// Those which a trusted proxy may have said in place of us.
+/// Those that a trusted proxy may set instead of us.
 const OF_TRUSTED: &[&str] = &["client-cert", "client-cert-chain", "x-forwarded-client-cert"];
-/// Of a line of a head, beside name and value.
+/// The bytes of a head's line besides name and value.
 pub(super) const FIELD_BYTES: usize = ": \r\n".len();
 const CDN_LOOP: &str = "cdn-loop";
 const REQUEST_ID: &str = "X-Request-Id";
 
-/// What is told of a request.
+/// The properties of a request that are forwarded.
 #[derive(Debug)]
 pub(super) struct ForwardedFields {
     pub id: String,
     id_field: RequestIdField,
-    /// How its client is treated.
+    /// The client's limits.
     pub limits: ClientLimits,
     pub listener: ListenerSettings,
     /// Fields for the backend.
     fields: Vec<(&'static str, HeaderValue)>,
     via: Option<HeaderValue>,
-    /// Whether trusted proxies have told what they may tell.
+    /// Whether the peer is a trusted proxy.
     is_trusted: bool,
     continues_x_forwarded: bool,
 }
 
-/// A request that is let in goes on as an exchange; one that is not is told why.
+/// The result for a request: an exchange, or a refusal.
 #[derive(Debug)]
 pub(super) struct Begun {
     pub forwarded: ForwardedFields,
     pub start: Result<ExchangeStart, Refusal>,
 }
 
-/// Looks at the request's head, and for where it leads. `None`: the configuration has no listener.
+/// Checks the request's head and finds its route. `None`: the configuration has no listener.
 pub(super) fn begin(control: &Control, session: &Session, now: Instant) -> Option<Begun> {
     let snapshot = control.snapshot();
     let server = &snapshot.config.server;
@@ -90,7 +90,7 @@ pub(super) fn begin(control: &Control, session: &Session, now: Instant) -> Optio
         continues_x_forwarded: matches!(claims, ProxyClaims::XForwarded(_)),
     };
     let own_id = head.headers.get(server.request_id.as_str()).or_else(|| head.headers.get(REQUEST_ID));
-    // Writing to a string does not fail.
+    // Writing to a string cannot fail.
     let _ = write_request_id(own_id.filter(|_| is_trusted).map(HeaderValue::as_bytes), &mut forwarded.id);
     forwarded.read(&forwarding, control.loop_id());
     let start = admit(control, head, &listener.settings).and_then(|()| {
@@ -106,14 +106,14 @@ pub(super) fn begin(control: &Control, session: &Session, now: Instant) -> Optio
         let site = snapshot.sites.site(here, host).ok_or(Refusal::NoRoute)?;
         let mut made = Vec::new();
         let path = normalise(path(head), &mut made).map_err(|_| Refusal::Malformed)?;
-        // Routes with a condition are not taken up.
+        // Configurations with conditions on routes are rejected.
         let route = site.find(path, &Nothing);
         Ok(ExchangeStart { site: Arc::clone(site), route, pool_index: 0, request: info })
     });
     Some(Begun { forwarded, start })
 }
 
-/// Whether the request is one that is passed on.
+/// Whether the request is one that is forwarded.
 fn admit(control: &Control, head: &RequestHeader, listener: &ListenerSettings) -> Result<(), Refusal> {
     if matches!(head.method, Method::TRACE | Method::CONNECT) {
         return Err(Refusal::Method);
@@ -136,7 +136,7 @@ fn admit(control: &Control, head: &RequestHeader, listener: &ListenerSettings) -
     Ok(())
 }
 
-/// Whether the head is within what its listener says. Pingora has read all of it by then.
+/// Whether the head is within the listener's limits. Pingora has already read all of it.
 fn within(head: &RequestHeader, listener: &ListenerSettings) -> Result<(), Refusal> {
     let limits = listener.limits();
     let target = head.raw_path();
@@ -168,15 +168,15 @@ impl ForwardedFields {
         }
     }
 
-    /// Adds a field for the backend. One that could break out of its line is left out.
+    /// Adds a field for the backend, unless its value contains bytes that would end the line.
     fn field(&mut self, name: &'static str, write: impl FnOnce(&mut String) -> fmt::Result) {
         let mut text = String::new();
-        // Writing to a string does not fail.
+        // Writing to a string cannot fail.
         let _ = write(&mut text);
         self.fields.extend(HeaderValue::from_str(&text).ok().map(|value| (name, value)));
     }
 
-    /// The request as its backend gets it.
+    /// The request for the backend.
     pub(super) fn write(&self, head: &mut RequestHeader) -> pingora_core::Result<()> {
         let is_ambiguous = |name: &&header::HeaderName| name.as_str().contains(['_', '.']);
         let ambiguous: Vec<_> = head.headers.keys().filter(is_ambiguous).cloned().collect();
@@ -194,7 +194,7 @@ impl ForwardedFields {
             head.remove_header("x-forwarded-server");
         }
         for (name, value) in &self.fields {
-            // Those of others stay (RFC 8586 §2).
+            // Elements of other proxies stay (RFC 8586 §2).
             head.append_header(*name, value)?;
         }
         if let Some(via) = &self.via {
@@ -208,7 +208,7 @@ impl ForwardedFields {
         Ok(())
     }
 
-    /// What the client is told besides.
+    /// Adds the balancer's fields to the response for the client.
     pub(super) fn write_response(&self, head: &mut ResponseHeader, cookie: Option<&str>) -> pingora_core::Result<()> {
         match &self.id_field {
             RequestIdField::Off => {}
@@ -225,7 +225,7 @@ impl ForwardedFields {
     }
 }
 
-/// Sends what tells of a refusal.
+/// Sends a refusal.
 pub(super) async fn refuse(
     session: &mut Session,
     forwarded: &ForwardedFields,
@@ -249,8 +249,8 @@ fn is_ours(name: &str) -> bool {
     OURS.contains(&name) || OF_TRUSTED.contains(&name) || name.eq_ignore_ascii_case(REQUEST_ID) || name == CDN_LOOP
 }
 
-/// The listener that a connection came to, and at which of its addresses: the socket is Pingora's, and may have been bound
-/// to all addresses.
+/// The listener of a connection, and the listener's address: the socket is Pingora's, and may be bound to all
+/// addresses.
 pub(super) fn listener<'c>(
     config: &'c Config,
     local: Option<&socket::SocketAddr>,
@@ -269,12 +269,12 @@ pub(super) fn listener<'c>(
     })
 }
 
-/// Who is at the other end, as Pingora has it.
+/// The peer, as reported by Pingora.
 pub(super) fn peer(address: Option<&socket::SocketAddr>) -> PeerAddress {
     address.and_then(socket::SocketAddr::as_inet).map_or(PeerAddress::Unix, |address| PeerAddress::Ip(*address))
 }
 
-/// Host and port as the client named them.
+/// Host and port as sent by the client.
 pub(super) fn authority(head: &RequestHeader) -> &str {
     let of_target = head.uri.authority().map(|authority| authority.as_str());
     let of_field = || head.headers.get(header::HOST).and_then(|host| host.to_str().ok());
@@ -289,7 +289,7 @@ fn path(head: &RequestHeader) -> &[u8] {
     }
 }
 
-/// How long a body is that can be read ahead.
+/// The length of a body that can be buffered.
 fn body_length(head: &RequestHeader) -> Option<u64> {
     let headers = &head.headers;
     if headers.contains_key(header::TRANSFER_ENCODING) || headers.contains_key(header::EXPECT) {
@@ -307,7 +307,7 @@ fn via(server: &ServerConfig, version: Version) -> Option<HeaderValue> {
     HeaderValue::from_str(&format!("{version} {}", server.via.as_deref()?)).ok()
 }
 
-/// What the peer says of the client, if it is a proxy that is believed.
+/// What the peer claims about the client, if it is a trusted proxy.
 fn claims<'a>(server: &ServerConfig, peer: Option<IpAddr>, head: &'a RequestHeader) -> ProxyClaims<'a> {
     if !server.trusted_proxies.contains(peer) {
         return ProxyClaims::None;
@@ -325,14 +325,14 @@ fn claims<'a>(server: &ServerConfig, peer: Option<IpAddr>, head: &'a RequestHead
     }
 }
 
-/// All fields of a name as one list, empty if there are none.
+/// All fields of a name as one list; empty if there are none.
 fn joined<'a>(head: &'a RequestHeader, name: &str) -> Cow<'a, [u8]> {
     let mut values = head.headers.get_all(name).into_iter().map(HeaderValue::as_bytes);
     let first = values.next().unwrap_or_default();
     values.fold(Cow::Borrowed(first), |list, value| Cow::Owned([&list, &b", "[..], value].concat()))
 }
 
-/// The facts of routes that ask for none.
+/// Facts for routes without conditions.
 struct Nothing;
 
 impl Facts for Nothing {

@@ -1,5 +1,5 @@
-//! The connections to backends, which Pingora makes, uses and keeps. Each is connected as the engine connects, and known
-//! here until it is closed, so that a kill ends those at work and none is kept where another server may be.
+//! The connections to backends, which Pingora opens, uses and keeps. Each is opened as by the engine and is registered
+//! here until it is closed, so that a kill ends those in use, and none is kept that may lead to another server.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -26,40 +26,40 @@ use crate::dial::{Dial, Transport};
 use crate::failure::{AttemptError, Failure};
 use crate::http::io::Io;
 
-/// The connections that are open, by their file.
+/// The open connections by file descriptor.
 #[derive(Debug, Default)]
 pub(super) struct Lines(Mutex<HashMap<RawFd, Arc<Line>>>);
 
-/// One connection. An exchange that uses it holds it too.
+/// One connection. The exchange that uses it holds it, too.
 #[derive(Debug)]
 pub(super) struct Line {
-    /// The same socket by a file of its own, so that it can be shut down whatever Pingora does with its file.
+    /// A duplicate file descriptor of the socket, so that it can be shut down whatever Pingora does with its own.
     socket: OwnedFd,
     endpoint: Arc<Endpoint>,
     server: Incarnation,
-    /// By which it was made. Held so that no other one can be at its place in memory while the connection is kept.
+    /// The settings with which it was opened. Held so that nothing else can have the same address in memory.
     _transport: Arc<Transport>,
-    /// No exchange has had it yet.
+    /// No exchange has used it yet.
     is_new: AtomicBool,
-    /// Who waits for its exchange to see that it was killed.
+    /// Notified when its exchange has seen that it was killed.
     waiting: Mutex<Vec<ThreadDone>>,
 }
 
 impl Lines {
-    /// The connection with this file, which an exchange begins to use.
+    /// The connection with this file descriptor, for an exchange that begins to use it.
     pub(super) fn take(&self, file: RawFd) -> Option<Arc<Line>> {
         let line = self.open().get(&file).map(Arc::clone)?;
         line.is_new.store(false, Ordering::Relaxed);
         Some(line)
     }
 
-    /// Closes those to a server that are idle. One that an exchange takes up at this moment is closed as well: the
-    /// exchange meets a stale connection, as it would have a moment later.
+    /// Closes idle connections to a server. One that an exchange takes at this moment is closed as well: the exchange
+    /// meets a stale connection, as it would have a moment later.
     pub(super) fn forget(&self, server: Incarnation) {
         self.close(|line| line.server == server);
     }
 
-    /// Closes those which are idle and lead to where another server may be.
+    /// Closes idle connections that may lead to another server.
     pub(super) fn sweep(&self) {
         self.close(|line| line.endpoint.incarnation() != line.server);
     }
@@ -70,7 +70,7 @@ impl Lines {
         }
     }
 
-    /// Ends what is killed, whenever the admin API kills, as long as `lines` are there.
+    /// Ends connections when the admin API kills them, as long as `lines` exists.
     pub(super) async fn follow(lines: Weak<Self>, control: Arc<Control>) {
         let mut kills = control.kills();
         while let Some(done) = kills.recv().await {
@@ -90,31 +90,32 @@ impl Lines {
 }
 
 impl Line {
-    /// Which server it leads to.
+    /// The server to which it leads.
     pub(super) fn server(&self) -> Incarnation {
         self.server
     }
 
-    /// Whether no exchange has it.
+    /// Whether no exchange uses it.
     fn is_idle(self: &Arc<Self>) -> bool {
         Arc::strong_count(self) == 1 && !self.is_new.load(Ordering::Relaxed)
     }
 
-    /// Whoever reads sees the end; Pingora keeps it no longer.
+    /// Readers see the end of the connection, and Pingora stops keeping it.
     fn shut_down(&self) {
-        // Fails only where the backend has done so before.
+        // Fails only if the backend has closed it first.
         let _ = shutdown(&self.socket, Shutdown::Both);
     }
 }
 
-/// How an endpoint is connected to.
+/// How to connect to an endpoint.
 #[derive(Debug)]
 pub(super) struct Way {
     pub endpoint: Arc<Endpoint>,
     pub server: Incarnation,
     pub transport: Arc<Transport>,
     pub lines: Arc<Lines>,
-    /// The request asks to switch protocols: told the file, which Pingora does not know then.
+    /// Set if the request asks to switch protocols: receives the file descriptor, which Pingora does not know in this
+    /// case.
     pub tunnel: Option<Arc<AtomicI32>>,
 }
 
@@ -123,7 +124,7 @@ impl Way {
         let address = self.endpoint.address().ok_or(Failure::Unresolved)?;
         let (backend, transport) = (&self.endpoint.backend.address, &self.transport);
         let io = Io::connect(&Dial { backend, address, transport, header: &[] }).await?;
-        // No configuration with TLS to backends is taken up.
+        // Configurations with TLS to backends are rejected.
         let socket = io.socket().filter(|_| !io.is_tls()).ok_or(Failure::Internal)?;
         let (line, file) = (self.line(socket)?, socket.as_raw_fd());
         let closing = Closing { lines: Arc::clone(&self.lines), file };
@@ -154,7 +155,7 @@ impl Way {
     }
 }
 
-/// Written without the macro that the trait is written with.
+/// Implemented without the macro `async_trait`.
 impl Connect for Way {
     fn connect<'s, 'a, 'f>(
         &'s self,
@@ -169,8 +170,8 @@ impl Connect for Way {
     }
 }
 
-/// Strikes a connection off when Pingora drops it, which calls this before it closes its file: until then no other
-/// connection can have the same number.
+/// Unregisters a connection when Pingora drops it. Runs before the file descriptor is closed, so no other connection
+/// can have the same number yet.
 #[derive(Debug, Clone)]
 struct Closing {
     lines: Arc<Lines>,
@@ -189,9 +190,9 @@ impl Tracing for Closing {
     }
 }
 
-/// A connection for a request that asks to switch protocols. Its first read finds nothing: Pingora takes the end of the
-/// request's body for that of the tunnel where it has read a 101 before (cloudflare/pingora issue 946), and it takes up
-/// that end meanwhile.
+/// A connection for a request that asks to switch protocols. Its first read finds nothing: if Pingora has read a 101
+/// before the end of the request's body, it takes that end for the end of the tunnel (cloudflare/pingora issue 946). It
+/// reads that end in the meantime.
 struct Tunnel {
     io: Io,
     is_new: bool,
@@ -199,14 +200,14 @@ struct Tunnel {
 }
 
 impl Drop for Tunnel {
-    /// Before the file is closed.
+    /// Before the file descriptor is closed.
     fn drop(&mut self) {
         self.closing.on_disconnected();
     }
 }
 
 impl VirtualSocket for Tunnel {
-    /// It has the options that all connections have.
+    /// The options are already set, as for all connections.
     fn set_socket_option(&self, _: VirtualSockOpt) -> io::Result<()> {
         Ok(())
     }

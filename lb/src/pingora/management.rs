@@ -1,4 +1,4 @@
-//! What an embedded balancer does beside the requests: probes, names, ejections that end, the admin API.
+//! The tasks of an embedded balancer besides requests: probes, name resolution, ends of ejections, the admin API.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::os::unix::fs::MetadataExt;
@@ -27,29 +27,29 @@ use crate::probe;
 use crate::server::first_probes;
 use crate::shutdown::{Phase, Shutdown};
 
-/// How often idle connections to backends are looked through.
+/// How often idle connections to backends are checked.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
-/// How long the server may take to listen once it may.
+/// How long the server may take to listen once it is allowed to.
 const LISTEN_TIMEOUT: Duration = Duration::from_secs(5);
 const CONNECT_INTERVAL: Duration = Duration::from_millis(2);
-/// Longer than the first probes and the server may take together.
+/// Longer than the first probes and the server together may take.
 const START_TIMEOUT: Duration = Duration::from_secs(15);
 const START_INTERVAL: Duration = Duration::from_millis(5);
 
-/// A service of a Pingora server (`background_service`). Requests wait until it has probed every backend, but for five
+/// A service of a Pingora server (`background_service`). Requests wait until it has probed every backend, but five
 /// seconds at most.
 pub struct Management {
     control: Arc<Control>,
     client_limit: Arc<ConnectionLimit>,
     shutdown: Shutdown,
-    /// For the admin API, until it is started.
+    /// The admin API's socket, until it is started.
     listener: Mutex<Option<TcpListener>>,
-    /// Held for as long as reloads are held to it.
+    /// Held as long as it checks reloads.
     _resources: Arc<dyn Resources>,
     lines: Option<Arc<Lines>>,
 }
 
-/// Whether requests can be served, for those who come before.
+/// Whether requests can be served; early requests wait for it.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Started {
     pub shutdown: Shutdown,
@@ -57,7 +57,7 @@ pub(super) struct Started {
 }
 
 impl Started {
-    /// Waits for the first probes. Where nobody makes any, that is said, once, and requests are served all the same.
+    /// Waits for the first probes. If no management service runs, logs that once and serves requests anyway.
     pub(super) async fn wait(&self) {
         let began = Instant::now();
         while self.shutdown.phase() == Phase::Starting && !self.is_given_up.load(Ordering::Relaxed) {
@@ -90,7 +90,7 @@ impl Management {
         Ok(Self { control, client_limit, shutdown, listener: Mutex::new(Some(listener)), _resources: resources, lines })
     }
 
-    /// Serves the admin API and probes, until what comes back is dropped.
+    /// Serves the admin API and probes until the result is dropped.
     fn begin(&self) -> std::io::Result<JoinSet<()>> {
         let mut tasks = JoinSet::new();
         let listener = self.listener.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -118,7 +118,8 @@ impl Management {
         Ok(tasks)
     }
 
-    /// Waits until the server listens, which it does not tell: whoever is told that this is ready may connect at once.
+    /// Waits until the server listens, which Pingora does not report: as soon as the service is ready, clients may
+    /// connect.
     async fn listening(&self) {
         let snapshot = Arc::clone(&self.control.snapshot());
         for listener in &snapshot.config.listeners {
@@ -155,14 +156,14 @@ async fn can_connect(address: &SocketAddress) -> bool {
     }
 }
 
-/// The permission bits of a socket's file where they are not as configured.
+/// The permission bits of a socket's file, if they differ from the configured ones.
 fn other_mode(file: &Path, rights: &SocketFileRights) -> Option<u32> {
     const PERMISSIONS: u32 = 0o7777;
     let mode = std::fs::metadata(file).ok()?.mode() & PERMISSIONS;
     (mode != rights.mode).then_some(mode)
 }
 
-/// An address by which this machine reaches those who listen at all of its addresses.
+/// An address of this machine for a socket that is bound to all addresses.
 fn reachable(address: SocketAddr) -> SocketAddr {
     let ip = match address.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
@@ -183,10 +184,10 @@ impl BackgroundService for Management {
         ready.notify_ready();
         self.listening().await;
         self.shutdown.run();
-        // An error says that the server is gone.
+        // An error means that the server is gone.
         let _ = stopping.wait_for(|&is_stopping| is_stopping).await;
         self.shutdown.close();
-        // Until the server ends its runtimes, after its grace period, the state can be asked for.
+        // The admin API stays available until the server ends its runtimes after the grace period.
         std::future::pending::<()>().await;
     }
 }

@@ -1,5 +1,5 @@
-//! [`Proxy`]: Evenkeel's choices and its table of failures behind the callbacks of Pingora's proxy. The same exchange that
-//! the engine drives is told what happens here, and says what is next.
+//! [`Proxy`]: Evenkeel's choices and its table of failures behind the callbacks of Pingora's proxy. As in the engine,
+//! an exchange is passed the events and decides the next step.
 
 use std::os::fd::RawFd;
 use std::sync::Arc;
@@ -34,10 +34,10 @@ use crate::failure::{AttemptError, Detail, Failure};
 use crate::pool::QueueTicket;
 use crate::shutdown::Phase;
 
-/// Pingora keeps no more of a body to send it again.
+/// Pingora buffers no more of a body for a retry.
 const MAX_KEPT_BYTES: usize = 64 * 1024;
 
-/// A `ProxyHttp` by Evenkeel's routes, pools and rules. Clones share them.
+/// A `ProxyHttp` with Evenkeel's routes, pools and rules. Clones share them.
 #[derive(Clone)]
 pub struct Proxy {
     control: Arc<Control>,
@@ -46,30 +46,30 @@ pub struct Proxy {
     started: Started,
 }
 
-/// What a request has learned.
+/// The state of a request.
 #[derive(Default)]
 pub struct Context(Option<Box<Carried>>);
 
 struct Carried {
     control: Arc<Control>,
     forwarded: ForwardedFields,
-    /// `None`: the request was refused before it became one.
+    /// `None`: the request was refused before an exchange began.
     exchange: Option<Exchange>,
     next: Next,
-    /// What the client is told; once there is one, nothing more is tried.
+    /// The refusal for the client; once set, nothing more is tried.
     refusal: Option<Refusal>,
-    /// The head of the backend's response has come.
+    /// The head of the backend's response has arrived.
     has_head: bool,
-    /// What the present attempt goes over.
+    /// The connection of the current attempt.
     line: Option<Arc<Line>>,
-    /// Its file, where the request asks to switch protocols.
+    /// Its file descriptor, if the request asks to switch protocols.
     tunnel: Option<Arc<AtomicI32>>,
-    /// How long the client has kept the exchange waiting, and since when it does so now.
+    /// The time spent waiting for the client so far, and when the current wait began.
     client_waited: Duration,
     waiting_since: Option<Instant>,
 }
 
-/// What is to be done for the next attempt.
+/// What to do for the next attempt.
 enum Next {
     Nothing,
     Open(Arc<Endpoint>),
@@ -77,22 +77,23 @@ enum Next {
 }
 
 impl Proxy {
-    /// Takes what `control` has, and holds its reloads to what a Pingora proxy can do in a server with this configuration.
-    /// `Err`: the file asks for more. What of it has no effect, or another one, is logged.
+    /// Serves by the configuration of `control`, and rejects reloads with settings that a Pingora proxy in a server
+    /// with this configuration cannot apply. `Err`: the configuration has such settings. Settings without effect, or
+    /// with another effect, are logged.
     pub fn new(control: &Arc<Control>, server: &ServerConf) -> Result<Self, Refused> {
         let host = Host::new(By::Proxy, server);
         host.check(&control.snapshot().config)?;
         Ok(Self { control: Arc::clone(control), host, lines: Arc::default(), started: Started::default() })
     }
 
-    /// The probes and the admin API, to be added to the server as a service. It listens for the admin API from now on.
+    /// The probes and the admin API, to be added to the server as a service. Binds the admin API's address immediately.
     pub fn management(&self) -> anyhow::Result<Management> {
         let (control, shutdown) = (Arc::clone(&self.control), self.started.shutdown.clone());
-        // How many clients there are, Pingora does not tell.
+        // Pingora does not report the number of clients.
         Management::new(control, shutdown, ConnectionLimit::new(0), Arc::new(OfProxy(self.host)), Some(&self.lines))
     }
 
-    /// Begins with a request. What is to be tried, or what the client is told, stands in what comes back.
+    /// Begins a request. The result contains the first attempt, or the refusal.
     async fn begin(&self, session: &mut Session) -> Option<Box<Carried>> {
         let started = Instant::now();
         let Begun { forwarded, start } = head::begin(&self.control, session, started)?;
@@ -137,7 +138,7 @@ impl Proxy {
         Some(carried)
     }
 
-    /// Settings of the client's connection, which Pingora has by the request.
+    /// Applies the settings for the client's connection, which Pingora has per request.
     fn treat(&self, session: &mut Session, forwarded: &ForwardedFields) {
         let keepalive = forwarded.listener.keepalive_timeout.as_secs().max(1);
         let keeps = self.started.shutdown.phase() <= Phase::Running && session.get_keepalive().is_some();
@@ -167,14 +168,14 @@ impl Carried {
         self.exchange.as_mut().map(|exchange| exchange.step(event, at))
     }
 
-    /// Takes up what the exchange says is next.
+    /// Carries out the exchange's next step.
     fn follow(&mut self, step: Option<Step>) {
         self.next = Next::Nothing;
         match step {
             Some(Step::Open(endpoint)) => self.next = Next::Open(endpoint),
             Some(Step::Queue(full)) => self.next = Next::Queue(full),
             Some(Step::Refuse(refusal)) => self.refusal = Some(refusal),
-            // No configuration is taken up that has answers or jumps of its own, and a body is held once.
+            // Configurations with fixed answers or internal redirects are rejected, and a body is buffered only once.
             Some(Step::Reply(..) | Step::Replace(_) | Step::Hold) => {
                 if let Some(exchange) = &mut self.exchange {
                     exchange.reply_failed(Refusal::Internal);
@@ -186,7 +187,7 @@ impl Carried {
         }
     }
 
-    /// Reads the whole body, which Pingora keeps and sends with each attempt.
+    /// Reads the whole body, which Pingora buffers and sends with each attempt.
     async fn hold(&mut self, session: &mut Session) -> Event {
         session.as_mut().enable_retry_buffering();
         self.waiting_since = Some(Instant::now());
@@ -208,7 +209,7 @@ impl Carried {
         }
     }
 
-    /// A piece of the body has come, or its end.
+    /// Part of the body, or its end, has arrived.
     fn client_has_sent(&mut self, is_end: bool) {
         let now = Instant::now();
         if let Some(since) = self.waiting_since {
@@ -217,25 +218,25 @@ impl Carried {
         self.waiting_since = (!is_end).then_some(now);
     }
 
-    /// Whether all that has come of the body is kept.
+    /// Whether the part of the body that has arrived is still buffered.
     fn has_body(&self, session: &Session) -> bool {
         let limit = self.exchange.as_ref().map_or(0, Exchange::retry_body_bytes).min(MAX_KEPT_BYTES);
         !session.as_ref().retry_buffer_truncated() && session.body_bytes_read() <= limit
     }
 
-    /// Tells the exchange that the present attempt failed; whether another one is to be made.
+    /// Reports to the exchange that the current attempt failed. Returns whether to make another one.
     fn failed(&mut self, session: &Session, failed: AttemptError) -> bool {
         let is_killed = self.exchange.as_ref().is_some_and(Exchange::is_killed);
         let failed = if is_killed { Failure::Killed.into() } else { failed };
         let step = self.step(Event::Failed { failed, has_body: self.has_body(session) });
-        // After the exchange has seen it: a kill waits for that.
+        // After the exchange has seen it, because a kill waits for that.
         self.line = None;
         self.waiting_since = None;
         self.follow(step);
         !matches!(self.next, Next::Nothing)
     }
 
-    /// Where the next attempt goes. `None`: nowhere.
+    /// The endpoint of the next attempt; `None` if there is none.
     async fn next(&mut self, session: &Session) -> Option<Arc<Endpoint>> {
         loop {
             match std::mem::replace(&mut self.next, Next::Nothing) {
@@ -258,14 +259,14 @@ impl Carried {
         }
     }
 
-    /// How the backends of the present attempt are treated.
+    /// The backend limits of the current attempt.
     fn limits(&self) -> Option<BackendLimits> {
         let exchange = self.exchange.as_ref()?;
         let plan = exchange.plan()?;
         Some(exchange.own_limits().map_or_else(|| BackendLimits::of_pool(&plan.settings), |own| *own))
     }
 
-    /// How Pingora is to connect to `endpoint` and to treat it.
+    /// The options with which Pingora connects to `endpoint`.
     fn peer(&mut self, endpoint: Arc<Endpoint>, lines: &Arc<Lines>, upgrades: bool) -> Option<Box<HttpPeer>> {
         let limits = self.limits()?;
         let plan = self.exchange.as_ref()?.plan()?;
@@ -275,15 +276,15 @@ impl Carried {
         };
         let server = endpoint.incarnation();
         let transport = Arc::clone(&plan.transport);
-        // A connection serves those alone that would have made it so, to the same server.
+        // A connection is reused only for the same settings and the same server.
         peer.group_key = server.number() ^ (Arc::as_ptr(&transport) as u64).rotate_left(32);
-        // One that may become a tunnel is nobody else's.
+        // A connection that may become a tunnel is not shared.
         let tunnel = upgrades.then(|| Arc::new(AtomicI32::new(-1)));
         if upgrades {
             peer.group_key = clock::random();
         }
         peer.options.total_connection_timeout = Some(limits.connect_timeout);
-        // Pingora has one limit for the head, the body and what goes through a tunnel.
+        // Pingora has one timeout for the head, the body and a tunnel's data.
         peer.options.read_timeout = Some(if upgrades { limits.tunnel_timeout } else { limits.response_timeout });
         peer.options.write_timeout = Some(limits.write_timeout);
         peer.options.idle_timeout = Some(plan.settings.idle_timeout);
@@ -293,7 +294,7 @@ impl Carried {
         Some(Box::new(peer))
     }
 
-    /// Whether the head of a response is within what its pool says.
+    /// Whether the head of a response is within the pool's limits.
     fn fits(&self, head: &ResponseHeader) -> Result<(), AttemptError> {
         let Some(plan) = self.exchange.as_ref().and_then(Exchange::plan) else { return Ok(()) };
         let (most_fields, most_bytes) = (plan.settings.max_fields as usize, plan.settings.max_head_bytes as usize);
@@ -313,7 +314,7 @@ impl Carried {
     }
 }
 
-/// However a request ends, it is counted.
+/// Every request is counted, however it ends.
 impl Drop for Carried {
     fn drop(&mut self) {
         let metrics = &self.control.metrics;
@@ -333,7 +334,7 @@ impl Drop for Carried {
     }
 }
 
-/// An error for Pingora that says what we say of it.
+/// A Pingora error for one of ours.
 fn error(failed: AttemptError, source: ErrorSource) -> Box<Error> {
     let mut error = Error::because(ErrorType::InternalError, "", failed);
     error.esource = source;
@@ -389,7 +390,7 @@ impl ProxyHttp for Proxy {
         let carried = ctx.carried()?;
         let file = carried.tunnel.as_ref().map_or(file, |file| file.load(Ordering::Relaxed));
         carried.line = self.lines.take(file);
-        // Where it was killed on its way here, its connection was not among those that were ended.
+        // If it was killed while connecting, the kill did not find its connection.
         match carried.exchange.as_ref().is_some_and(Exchange::is_killed) {
             true => Err(error(Failure::Killed.into(), ErrorSource::Upstream)),
             false => Ok(()),
@@ -491,7 +492,7 @@ impl ProxyHttp for Proxy {
             if failed.failure == Failure::StaleConnection
                 && let Some(line) = &carried.line
             {
-                // The others have been idle for longer, so the next attempt is made on a new connection.
+                // The other connections have been idle for longer, so the next attempt uses a new one.
                 self.lines.forget(line.server());
             }
             e.set_retry(carried.failed(session, failed));
@@ -503,7 +504,7 @@ impl ProxyHttp for Proxy {
         let nothing = FailToProxy { error_code: 0, can_reuse_downstream: false };
         let Ok(carried) = ctx.carried() else { return nothing };
         if let Next::Open(_) | Next::Queue(_) = carried.next {
-            // Pingora makes no more attempts than `max_retries` says.
+            // Pingora makes no more attempts than `max_retries`.
             let last = carried.exchange.as_ref().and_then(|exchange| exchange.outcome().failure);
             carried.refusal = last.and_then(Failure::refusal);
             if let (Some(exchange), Some(refusal)) = (&mut carried.exchange, carried.refusal) {
@@ -525,7 +526,7 @@ impl ProxyHttp for Proxy {
         let is_over = carried.exchange.as_ref().is_none_or(Exchange::is_over);
         match e {
             _ if is_over => {}
-            // Whoever used a tunnel has seen its end, as if it were a regular one.
+            // The client of a killed tunnel has seen it end like a regular one.
             None if is_killed => drop(carried.failed(session, Failure::Killed.into())),
             None => drop(carried.step(Event::Sent)),
             Some(e) => {
@@ -535,7 +536,7 @@ impl ProxyHttp for Proxy {
         }
     }
 
-    /// What failed, the exchange logs.
+    /// The exchange logs failures.
     fn suppress_error_log(&self, _: &Session, _: &Context, _: &Error) -> bool {
         true
     }

@@ -1,5 +1,5 @@
-//! What of a configuration an embedded balancer takes up. What it cannot do is refused at the start and by a reload; what
-//! has no effect, or another one, is logged. A test holds this to every setting of `default.toml`.
+//! Which settings an embedded balancer applies. Settings that it cannot apply are rejected at the start and by a
+//! reload; settings without effect, or with another effect, are logged. A test covers every setting of `default.toml`.
 
 use std::fmt;
 use std::path::Path;
@@ -18,23 +18,23 @@ use crate::exchange::limits::BackendLimits;
 use crate::log::Log;
 use crate::value::condition::Condition;
 
-/// How long Pingora waits for what is in flight unless its configuration says so.
+/// The default of Pingora's grace period.
 const GRACE_PERIOD: Duration = Duration::from_secs(300);
-/// The most fields of a request that Pingora reads.
+/// The most fields that Pingora reads in a request.
 const MAX_FIELDS: u32 = 256;
 const ELSEWHERE: &str = "a Pingora proxy does not do this: remove it, or have Evenkeel's engine carry the requests (App, or `evenkeel run`)";
 const OF_HTTP1: &str = "holds for HTTP/1.1 alone: Pingora has no such limit for HTTP/2";
 const OF_READS: &str =
     "has no effect: a Pingora proxy waits as long for more of a response as for its head, by response_timeout";
 
-/// A key, and what becomes of it.
+/// A key, and why it has no effect.
 type Note = (&'static str, String);
 
-/// What a configuration asks for that cannot be had, each with the fix.
+/// The settings that cannot be applied, each with the fix.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Refused(pub Vec<String>);
 
-/// What carries the requests.
+/// The part that serves the requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum By {
     /// Pingora's proxy.
@@ -43,16 +43,16 @@ pub(super) enum By {
     Engine,
 }
 
-/// What carries the requests, and what the Pingora server around it is set to.
+/// The part that serves the requests, and the settings of the Pingora server around it.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Host {
     by: By,
     threads: usize,
     grace_period: Duration,
-    /// To backends, for each thread.
+    /// To backends, per thread.
     idle_connections: usize,
     max_retries: usize,
-    /// What Evenkeel logs goes where the file says.
+    /// Evenkeel's log goes to the configured file.
     has_log: bool,
 }
 
@@ -76,7 +76,7 @@ impl Host {
         }
     }
 
-    /// Checks what is configured at the start; what has no effect is logged.
+    /// Checks the configuration at the start. Logs settings without effect.
     pub(super) fn check(&self, config: &Config) -> Result<(), Refused> {
         let refused = self.refused(config);
         if !refused.is_empty() {
@@ -88,7 +88,8 @@ impl Host {
         Ok(())
     }
 
-    /// What of a new configuration has no effect. `Err`: what cannot be had while the process runs.
+    /// The settings of a new configuration without effect. `Err`: settings that cannot be changed while the process
+    /// runs.
     pub(super) fn held(&self, running: &Config, wanted: &Config) -> Result<Vec<String>, Vec<Unavailable>> {
         let mut problems = self.refused(wanted);
         let addresses = |config: &Config| config.listeners.iter().map(|of| of.addresses.clone()).collect::<Vec<_>>();
@@ -100,7 +101,7 @@ impl Host {
         if problems.is_empty() { Ok(self.ignored(wanted)) } else { Err(problems) }
     }
 
-    /// What cannot be done.
+    /// The settings that cannot be applied.
     fn refused(&self, config: &Config) -> Vec<Unavailable> {
         let mut refused = Vec::new();
         let mut refuse = |subject, message| refused.push(Unavailable { subject, message });
@@ -141,7 +142,7 @@ impl Host {
         for (site, of) in config.sites.iter().enumerate() {
             let of_site = of_rules(&of.fallback);
             for (route, of) in of.routes.iter().enumerate() {
-                // Its routes have what the site says, which is told once.
+                // Routes inherit the site's settings, which are reported once.
                 let keys = of_route(of).into_iter().filter(|key| !of_site.contains(key)).collect();
                 refuse(Subject::RouteOfSite { site, route }, &format_args!("route {}", of.name), keys);
             }
@@ -152,7 +153,7 @@ impl Host {
         refused
     }
 
-    /// What has no effect, or another one, where it was set to something else than by default.
+    /// Settings without effect, or with another effect, that differ from their defaults.
     fn ignored(&self, config: &Config) -> Vec<String> {
         let Some(plain) = plain() else { return Vec::new() };
         let mut ignored = Vec::new();
@@ -202,7 +203,7 @@ impl Host {
             "shutdown_delay",
             &"has no effect: a Pingora server that is stopped accepts no new clients",
         );
-        // Pingora sleeps for the whole of it; the engine stops by its own, but no later.
+        // Pingora sleeps for all of it; the engine ends by its own timeout, but no later.
         let is_other = match by {
             By::Proxy => grace_period.abs_diff(of.shutdown_timeout) >= Duration::from_secs(1),
             By::Engine => grace_period < of.shutdown_timeout,
@@ -241,7 +242,7 @@ impl Host {
     }
 
     fn of_listener(&self, of: &ListenerConfig, plain: &ListenerConfig) -> Vec<Note> {
-        // Each is named, so that a new one is not forgotten.
+        // Lists every field, so that a new one is not forgotten.
         let ListenerSettings {
             keepalive_timeout,
             header_timeout,
@@ -307,7 +308,7 @@ impl Host {
         notes
     }
 
-    /// What a route says in place of its listener and its pool.
+    /// A route's overrides of its listener's and pool's settings.
     fn of_limits(&self, route: &RouteConfig, config: &Config) -> Vec<Note> {
         let (client, backend) = (&route.rules.client, &route.rules.backend);
         let mut notes = backend.retries.map(|retries| self.of_retries(retries)).unwrap_or_default();
@@ -322,7 +323,7 @@ impl Host {
     }
 
     fn of_retries(&self, retries: usize) -> Vec<Note> {
-        // Each attempt may come after one on a stale connection.
+        // Each attempt may follow one on a stale connection.
         let wanted = 2 * retries + 1;
         if self.max_retries >= wanted {
             return Vec::new();
@@ -336,7 +337,7 @@ impl Host {
     }
 }
 
-/// Holds reloads to what a Pingora proxy can do.
+/// Rejects reloads with settings that a Pingora proxy cannot apply.
 pub(super) struct OfProxy(pub Host);
 
 impl Resources for OfProxy {
@@ -355,7 +356,7 @@ fn of_transport(pool: &PoolConfig) -> Vec<&'static str> {
     asked([(transport.tls.is_some(), "tls"), (transport.proxy_protocol != ProxyProtocol::Off, "proxy_protocol")])
 }
 
-/// What of a route cannot be had.
+/// The settings of a route that cannot be applied.
 fn of_route(route: &RouteConfig) -> Vec<&'static str> {
     let mut keys = match &route.action {
         Action::Pool(_) => Vec::new(),
@@ -377,7 +378,7 @@ fn of_route(route: &RouteConfig) -> Vec<&'static str> {
 }
 
 fn of_rules(rules: &Rules) -> Vec<&'static str> {
-    // Each is named, so that a new one is not forgotten.
+    // Lists every field, so that a new one is not forgotten.
     let Rules {
         rewrite,
         request_headers: HeaderEdits { host, changes },
@@ -414,7 +415,7 @@ fn asked<const N: usize>(keys: [(bool, &'static str); N]) -> Vec<&'static str> {
     keys.into_iter().filter_map(|(is_asked, key)| is_asked.then_some(key)).collect()
 }
 
-/// Whoever wrote the server says where its log goes.
+/// The author of the server decides where its log goes.
 fn of_log(of: &LogConfig, plain: &LogConfig) -> Vec<Note> {
     let keys =
         [(of.file != plain.file, "file"), (of.level != plain.level, "level"), (of.format != plain.format, "format")];
@@ -422,7 +423,7 @@ fn of_log(of: &LogConfig, plain: &LogConfig) -> Vec<Note> {
     asked(keys).into_iter().map(|key| (key, note.to_owned())).collect()
 }
 
-/// The defaults.
+/// The default configuration.
 fn plain() -> Option<Config> {
     let text =
         "[[listener]]\naddress = \"127.0.0.1:0\"\n[[pool]]\nname = \"app\"\nbackends = []\n[[route]]\npool = \"app\"\n";

@@ -11,9 +11,9 @@ use crate::config::toml::keys;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Fate {
-    /// Has its effect, and nothing is said.
+    /// Has its usual effect, without a message.
     Kept,
-    /// Has none, or another one, and a warning names it.
+    /// Has no effect, or another one, and a warning names it.
     Told,
     /// An error names it.
     Refused,
@@ -21,7 +21,7 @@ enum Fate {
 
 use Fate::{Kept, Refused as No, Told};
 
-/// In every configuration of these tests, which is taken up without a word.
+/// Part of every configuration in these tests; accepted without a message.
 const IN_ALL: [&str; 9] = [
     "include",
     "listener.address",
@@ -34,7 +34,7 @@ const IN_ALL: [&str; 9] = [
     "site.route.pool",
 ];
 
-/// A setting, or a table with all below it, with its fate in Pingora's proxy and in the engine, and a value that is not its
+/// A setting, or a table with all its keys, its result in Pingora's proxy and in the engine, and a value other than the
 /// default.
 type Setting = (&'static str, Fate, Fate, &'static str);
 
@@ -57,7 +57,7 @@ const SETTINGS: &[Setting] = &[
     ("server.resolver.max_ttl", Kept, Kept, r#""1m""#),
     ("server.resolver.hold", Kept, Kept, r#""1m""#),
     ("listener.addresses", Kept, Kept, r#"["127.0.0.1:8881", "127.0.0.1:8882"]"#),
-    // Looked at once the server listens.
+    // Checked once the server listens.
     ("listener.mode", Kept, Kept, r#""0600""#),
     ("listener.owner", Told, Told, r#""root:root""#),
     ("listener.proxy_protocol", No, No, r#"{ from = ["10.0.0.0/8"] }"#),
@@ -87,7 +87,7 @@ const SETTINGS: &[Setting] = &[
     ("log.level", Told, Told, r#""debug""#),
     ("log.format", Told, Told, r#""json""#),
     ("access_log.file", No, Kept, r#""stdout""#),
-    // Without a file it means nothing anywhere.
+    // Without a file it has no effect anywhere.
     ("access_log.format", Kept, Kept, r#""combined""#),
     ("metrics.exact_status", Kept, Kept, "true"),
     ("pool.algorithm", Kept, Kept, r#""ip-hash""#),
@@ -95,7 +95,7 @@ const SETTINGS: &[Setting] = &[
     ("pool.backends.state", Kept, Kept, r#""draining""#),
     ("pool.backends.max_connections", Kept, Kept, "3"),
     ("pool.connect_timeout", Kept, Kept, r#""7s""#),
-    // As long as read_timeout is no other.
+    // If it equals read_timeout.
     ("pool.response_timeout", Told, Kept, r#""7s""#),
     ("pool.continue_timeout", Told, Kept, r#""7s""#),
     ("pool.read_timeout", Told, Kept, r#""7s""#),
@@ -134,7 +134,7 @@ const SETTINGS: &[Setting] = &[
     ("pool.sticky.secure", Kept, Kept, r#""always""#),
     ("pool.sticky.secret_file", Kept, Kept, r#""token""#),
     ("route.path", Kept, Kept, r#""/b""#),
-    // What uses them is refused.
+    // Only what uses them is rejected.
     ("values", Kept, Kept, r#"{ tier = { from = "$host", cases = { a = "b" } } }"#),
     ("site.name", Kept, Kept, r#""shop""#),
     ("site.listeners", Kept, Kept, r#"["127.0.0.1:8888"]"#),
@@ -177,7 +177,7 @@ const SETTINGS: &[Setting] = &[
     ("site.route.retry_body_bytes", Kept, Kept, "1000"),
 ];
 
-/// In the order of a file; `backends` is what a backend has beside its address.
+/// In the order of a file; `backends` contains the keys of a backend besides its address.
 const SECTIONS: [&str; 17] = [
     "",
     "server",
@@ -198,12 +198,12 @@ const SECTIONS: [&str; 17] = [
     "site.route",
 ];
 
-/// A server that is set to nothing.
+/// A server without settings.
 fn host(by: By) -> Host {
     Host { has_log: false, ..Host::new(by, &ServerConf::default()) }
 }
 
-/// Files that the settings name.
+/// The files that the settings name.
 fn folder() -> TempDir {
     let folder = tempfile::tempdir().expect("a folder");
     for (name, bytes) in [
@@ -217,7 +217,7 @@ fn folder() -> TempDir {
     folder
 }
 
-/// The configuration with these values for these keys.
+/// A configuration that sets these keys to these values.
 fn config(folder: &TempDir, settings: &[(&str, &str)]) -> Config {
     let mut lines: Vec<(&str, &str, String)> = [
         ("listener", "address", "\"127.0.0.1:8888\""),
@@ -263,16 +263,16 @@ fn config(folder: &TempDir, settings: &[(&str, &str)]) -> Config {
     toml::read(&text, &folder.path().join("evenkeel.toml")).unwrap_or_else(|problems| panic!("{text}\n{problems:#?}"))
 }
 
-/// By which a setting is told of.
+/// The key by which messages name a setting.
 fn key(setting: &str) -> &str {
     match setting.rsplit('.').next().expect("a name") {
-        // One is compared with the other.
+        // The two are compared.
         "response_timeout" => "read_timeout",
         key => key,
     }
 }
 
-/// Whether a text has this word.
+/// Whether a text contains this word.
 fn names(text: &str, key: &str) -> bool {
     text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_')).any(|word| word == key)
 }
@@ -323,7 +323,7 @@ fn no_setting_is_forgotten() {
     assert!(keys.len() > 150, "{}", keys.len());
     let is_below = |key: &str, table: &str| key.strip_prefix(table).is_some_and(|rest| rest.starts_with('.'));
     for key in &keys {
-        // A table may stand for what is below it where it is refused as a whole.
+        // If a table is rejected as a whole, it stands for its keys.
         let is_of = |&&(setting, in_proxy, ..): &&Setting| {
             setting == key || ((in_proxy == No || setting == "values") && is_below(key, setting))
         };
@@ -347,7 +347,7 @@ fn docs_list_the_settings_that_are_not_honoured() {
         SETTINGS.iter().filter(|(_, in_proxy, in_engine, _)| (*in_proxy, *in_engine) != (Kept, Kept))
     {
         let word = if in_proxy == No { "refused" } else { "told" };
-        // A name may be that of several settings.
+        // Several settings may have the same key.
         let is_of = |(keys, fate): &&(&str, &str)| names(keys, key(setting)) && fate.contains(word);
         assert!(rows.iter().any(|row| is_of(&row)), "docs/pingora.md does not say that {setting} is {word}");
     }

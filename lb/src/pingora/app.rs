@@ -19,7 +19,7 @@ use tokio::runtime::{Handle, RuntimeFlavor};
 
 use super::head;
 use super::management::{Management, Started};
-use super::settings::{By, Host};
+use super::settings::{Host, Mode};
 use crate::access_log::{AccessLog, AccessLogSpec};
 use crate::config::Config;
 use crate::config::advice::Subject;
@@ -60,7 +60,7 @@ impl App {
     /// threads.
     pub fn new(control: &Arc<Control>, server: &ServerConf, open_files: usize) -> anyhow::Result<Self> {
         let config = &control.snapshot().config;
-        let host = Host::new(By::Engine, server);
+        let host = Host::new(Mode::Engine, server);
         host.check(config)?;
         if server.work_stealing && server.threads > 1 {
             bail!("the engine keeps a connection on one thread: set work_stealing to false in Pingora's configuration");
@@ -100,7 +100,7 @@ impl App {
     pub fn management(&self) -> anyhow::Result<Management> {
         let EngineContext { control, access_log, max_idle, shutdown, client_limit, backend_limit, handshake_limit } =
             &self.context;
-        let resources = OfApp {
+        let resources = AppResources {
             host: self.host,
             access_log: Arc::clone(access_log),
             client_limit: Arc::clone(client_limit),
@@ -125,7 +125,7 @@ impl App {
         let next = threads.indices.len();
         let index = match threads.indices.entry(this) {
             Entry::Occupied(index) => *index.get(),
-            Entry::Vacant(_) if next == self.thread_states.len() || !stays_here() => return None,
+            Entry::Vacant(_) if next == self.thread_states.len() || !stays_on_thread() => return None,
             Entry::Vacant(index) => {
                 tokio::spawn(idle::sweep_forever(Arc::clone(&self.context.max_idle)));
                 *index.insert(next)
@@ -138,7 +138,7 @@ impl App {
 }
 
 /// Whether the current task stays on its thread.
-fn stays_here() -> bool {
+fn stays_on_thread() -> bool {
     Handle::try_current().is_ok_and(|runtime| {
         runtime.runtime_flavor() == RuntimeFlavor::CurrentThread || runtime.metrics().num_workers() == 1
     })
@@ -193,7 +193,7 @@ fn tls(stream: &Stream) -> Option<TlsInfo> {
 }
 
 /// What a reload changes besides the snapshot.
-struct OfApp {
+struct AppResources {
     host: Host,
     access_log: Arc<AccessLog>,
     client_limit: Arc<ConnectionLimit>,
@@ -204,9 +204,9 @@ struct OfApp {
     threads: usize,
 }
 
-impl Resources for OfApp {
+impl Resources for AppResources {
     fn prepare(&self, running: &Config, wanted: &Config, _: bool) -> Result<PreparedResources, Vec<Unavailable>> {
-        let mut warnings = self.host.held(running, wanted)?;
+        let mut warnings = self.host.check_reload(running, wanted)?;
         let logs = AccessLogSpec::of(wanted);
         let opened = (logs != AccessLogSpec::of(running)).then(|| self.access_log.open(&logs)).transpose();
         let opened = opened

@@ -7,7 +7,7 @@ use crate::probe::pingora_error;
 
 /// The state of an exchange when the error occurred.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Stand {
+pub(super) struct AttemptProgress {
     /// The head of the response has arrived.
     pub has_head: bool,
     /// The backend's connection had served another request before.
@@ -17,14 +17,14 @@ pub(super) struct Stand {
 }
 
 /// How the exchange failed.
-pub(super) fn failed(error: &Error, stand: Stand) -> AttemptError {
+pub(super) fn failed(error: &Error, progress: AttemptProgress) -> AttemptError {
     if let Some(failed) = error.root_cause().downcast_ref() {
         return *failed;
     }
     match error.esource() {
         ErrorSource::Downstream => of_client(error.etype()).into(),
         ErrorSource::Internal => Failure::Internal.into(),
-        ErrorSource::Upstream | ErrorSource::Unset => of_backend(error, stand),
+        ErrorSource::Upstream | ErrorSource::Unset => of_backend(error, progress),
     }
 }
 
@@ -40,15 +40,15 @@ fn of_client(error: &ErrorType) -> Failure {
 /// Pingora's name for an error in the framing of a chunked body.
 const INVALID_CHUNK: &str = "InvalidChunk";
 
-fn of_backend(error: &Error, stand: Stand) -> AttemptError {
+fn of_backend(error: &Error, progress: AttemptProgress) -> AttemptError {
     use ErrorType::{ConnectionClosed, Custom, ReadError, ReadTimedout, WriteError};
     let failure = match error.etype() {
-        ReadTimedout if stand.has_head => Failure::ResponseStalled,
+        ReadTimedout if progress.has_head => Failure::ResponseStalled,
         Custom(INVALID_CHUNK) => Failure::ResponseBodyMalformed,
-        _ if stand.has_head => Failure::ResponseTruncated,
-        ConnectionClosed | ReadError | WriteError if stand.is_reused => Failure::StaleConnection,
+        _ if progress.has_head => Failure::ResponseTruncated,
+        ConnectionClosed | ReadError | WriteError if progress.is_reused => Failure::StaleConnection,
         // Pingora waits for the response from the start, so part of the time was the client's.
-        ReadTimedout if stand.is_uploading => Failure::ClientTimeout,
+        ReadTimedout if progress.is_uploading => Failure::ClientTimeout,
         _ => return pingora_error::failed(error),
     };
     failure.into()
@@ -60,18 +60,18 @@ mod tests {
 
     use super::*;
 
-    const WAITING: Stand = Stand { has_head: false, is_reused: false, is_uploading: false };
+    const WAITING: AttemptProgress = AttemptProgress { has_head: false, is_reused: false, is_uploading: false };
 
     #[test]
     fn pingora_errors_map_to_failures_by_side_and_stage() {
         use ErrorSource::{Downstream, Internal, Upstream};
         use ErrorType::{ConnectTimedout, ConnectionClosed, ReadError, ReadTimedout, WriteTimedout};
         let [passing, reused, uploading] = [
-            Stand { has_head: true, ..WAITING },
-            Stand { is_reused: true, ..WAITING },
-            Stand { is_uploading: true, ..WAITING },
+            AttemptProgress { has_head: true, ..WAITING },
+            AttemptProgress { is_reused: true, ..WAITING },
+            AttemptProgress { is_uploading: true, ..WAITING },
         ];
-        for (kind, source, stand, expected) in [
+        for (kind, source, progress, expected) in [
             (ConnectionClosed, Upstream, WAITING, Failure::Closed),
             (ReadError, Upstream, WAITING, Failure::Reset),
             (ReadError, Upstream, reused, Failure::StaleConnection),
@@ -90,7 +90,7 @@ mod tests {
         ] {
             let mut error = Error::new(kind.clone());
             error.esource = source;
-            assert_eq!(failed(&error, stand).failure, expected, "{kind:?} {stand:?}");
+            assert_eq!(failed(&error, progress).failure, expected, "{kind:?} {progress:?}");
         }
     }
 

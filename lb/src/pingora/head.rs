@@ -61,13 +61,13 @@ pub(super) struct ForwardedFields {
 
 /// The result for a request: an exchange, or a refusal.
 #[derive(Debug)]
-pub(super) struct Begun {
+pub(super) struct CheckedRequest {
     pub forwarded: ForwardedFields,
     pub start: Result<ExchangeStart, Refusal>,
 }
 
 /// Checks the request's head and finds its route. `None`: the configuration has no listener.
-pub(super) fn begin(control: &Control, session: &Session, now: Instant) -> Option<Begun> {
+pub(super) fn begin(control: &Control, session: &Session, now: Instant) -> Option<CheckedRequest> {
     let snapshot = control.snapshot();
     let server = &snapshot.config.server;
     let head = session.req_header();
@@ -110,7 +110,7 @@ pub(super) fn begin(control: &Control, session: &Session, now: Instant) -> Optio
         let route = site.find(path, &Nothing);
         Ok(ExchangeStart { site: Arc::clone(site), route, pool_index: 0, request: info })
     });
-    Some(Begun { forwarded, start })
+    Some(CheckedRequest { forwarded, start })
 }
 
 /// Whether the request is one that is forwarded.
@@ -118,7 +118,7 @@ fn admit(control: &Control, head: &RequestHeader, listener: &ListenerSettings) -
     if matches!(head.method, Method::TRACE | Method::CONNECT) {
         return Err(Refusal::Method);
     }
-    within(head, listener)?;
+    check_limits(head, listener)?;
     let is_ambiguous = |name: &header::HeaderName| name.as_str().contains(['_', '.']);
     if listener.ambiguous_names == AmbiguousNames::Reject && head.headers.keys().any(is_ambiguous) {
         return Err(Refusal::Malformed);
@@ -137,7 +137,7 @@ fn admit(control: &Control, head: &RequestHeader, listener: &ListenerSettings) -
 }
 
 /// Whether the head is within the listener's limits. Pingora has already read all of it.
-fn within(head: &RequestHeader, listener: &ListenerSettings) -> Result<(), Refusal> {
+fn check_limits(head: &RequestHeader, listener: &ListenerSettings) -> Result<(), Refusal> {
     let limits = listener.limits();
     let target = head.raw_path();
     let line_bytes = head.method.as_str().len() + target.len() + "  HTTP/1.1".len();

@@ -14,7 +14,7 @@ use pingora_core::services::background::BackgroundService;
 use tokio::net::{TcpStream, UnixStream};
 use tokio::task::JoinSet;
 
-use super::lines::Lines;
+use super::connections::Connections;
 use crate::admin::{self, Admin};
 use crate::config::backend::SocketAddress;
 use crate::config::{AdminConfig, SocketFileRights};
@@ -46,7 +46,7 @@ pub struct Management {
     listener: Mutex<Option<TcpListener>>,
     /// Held as long as it checks reloads.
     _resources: Arc<dyn Resources>,
-    lines: Option<Arc<Lines>>,
+    connections: Option<Arc<Connections>>,
 }
 
 /// Whether requests can be served; early requests wait for it.
@@ -78,7 +78,7 @@ impl Management {
         shutdown: Shutdown,
         client_limit: Arc<ConnectionLimit>,
         resources: Arc<dyn Resources>,
-        lines: Option<&Arc<Lines>>,
+        connections: Option<&Arc<Connections>>,
     ) -> anyhow::Result<Self> {
         let address = control.snapshot().config.admin.address;
         let listener = TcpListener::bind(address)
@@ -86,8 +86,15 @@ impl Management {
             .map_err(|e| anyhow::anyhow!(cannot_listen(&address.into(), "[admin] address", &e)))?;
         control.metrics.expect_refusals(Refusal::all().map(Refusal::reason));
         control.reload_with(&resources);
-        let lines = lines.map(Arc::clone);
-        Ok(Self { control, client_limit, shutdown, listener: Mutex::new(Some(listener)), _resources: resources, lines })
+        let connections = connections.map(Arc::clone);
+        Ok(Self {
+            control,
+            client_limit,
+            shutdown,
+            listener: Mutex::new(Some(listener)),
+            _resources: resources,
+            connections,
+        })
     }
 
     /// Serves the admin API and probes until the result is dropped.
@@ -104,14 +111,14 @@ impl Management {
             tasks.spawn(admin::serve(listener, Arc::new(admin)));
         }
         tasks.spawn(probe::run(Arc::clone(&self.control)));
-        if let Some(lines) = &self.lines {
-            tasks.spawn(Lines::follow(Arc::downgrade(lines), Arc::clone(&self.control)));
-            let lines = Arc::clone(lines);
+        if let Some(connections) = &self.connections {
+            tasks.spawn(Connections::close_killed(Arc::downgrade(connections), Arc::clone(&self.control)));
+            let connections = Arc::clone(connections);
             tasks.spawn(async move {
                 let mut tick = tokio::time::interval(SWEEP_INTERVAL);
                 loop {
                     tick.tick().await;
-                    lines.sweep();
+                    connections.sweep();
                 }
             });
         }

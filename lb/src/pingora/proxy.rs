@@ -16,11 +16,11 @@ use pingora_core::server::configuration::ServerConf;
 use pingora_core::upstreams::peer::HttpPeer;
 use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 
-use super::failed::{Stand, failed};
-use super::head::{self, Begun, FIELD_BYTES, ForwardedFields};
-use super::lines::{Line, Lines, Way};
+use super::connections::{BackendConnector, Connections, TrackedConnection};
+use super::failed::{AttemptProgress, failed};
+use super::head::{self, CheckedRequest, FIELD_BYTES, ForwardedFields};
 use super::management::{Management, Started};
-use super::settings::{By, Host, OfProxy, Refused};
+use super::settings::{Host, Mode, ProxyResources, Refused};
 use crate::backend::Endpoint;
 use crate::clock;
 use crate::config::HalfClose;
@@ -42,15 +42,15 @@ const MAX_KEPT_BYTES: usize = 64 * 1024;
 pub struct Proxy {
     control: Arc<Control>,
     host: Host,
-    lines: Arc<Lines>,
+    connections: Arc<Connections>,
     started: Started,
 }
 
 /// The state of a request.
 #[derive(Default)]
-pub struct Context(Option<Box<Carried>>);
+pub struct Context(Option<Box<RequestState>>);
 
-struct Carried {
+struct RequestState {
     control: Arc<Control>,
     forwarded: ForwardedFields,
     /// `None`: the request was refused before an exchange began.
@@ -61,7 +61,7 @@ struct Carried {
     /// The head of the backend's response has arrived.
     has_head: bool,
     /// The connection of the current attempt.
-    line: Option<Arc<Line>>,
+    connection: Option<Arc<TrackedConnection>>,
     /// Its file descriptor, if the request asks to switch protocols.
     tunnel: Option<Arc<AtomicI32>>,
     /// The time spent waiting for the client so far, and when the current wait began.
@@ -81,30 +81,36 @@ impl Proxy {
     /// with this configuration cannot apply. `Err`: the configuration has such settings. Settings without effect, or
     /// with another effect, are logged.
     pub fn new(control: &Arc<Control>, server: &ServerConf) -> Result<Self, Refused> {
-        let host = Host::new(By::Proxy, server);
+        let host = Host::new(Mode::Proxy, server);
         host.check(&control.snapshot().config)?;
-        Ok(Self { control: Arc::clone(control), host, lines: Arc::default(), started: Started::default() })
+        Ok(Self { control: Arc::clone(control), host, connections: Arc::default(), started: Started::default() })
     }
 
     /// The probes and the admin API, to be added to the server as a service. Binds the admin API's address immediately.
     pub fn management(&self) -> anyhow::Result<Management> {
         let (control, shutdown) = (Arc::clone(&self.control), self.started.shutdown.clone());
         // Pingora does not report the number of clients.
-        Management::new(control, shutdown, ConnectionLimit::new(0), Arc::new(OfProxy(self.host)), Some(&self.lines))
+        Management::new(
+            control,
+            shutdown,
+            ConnectionLimit::new(0),
+            Arc::new(ProxyResources(self.host)),
+            Some(&self.connections),
+        )
     }
 
     /// Begins a request. The result contains the first attempt, or the refusal.
-    async fn begin(&self, session: &mut Session) -> Option<Box<Carried>> {
+    async fn begin(&self, session: &mut Session) -> Option<Box<RequestState>> {
         let started = Instant::now();
-        let Begun { forwarded, start } = head::begin(&self.control, session, started)?;
-        let mut carried = Box::new(Carried {
+        let CheckedRequest { forwarded, start } = head::begin(&self.control, session, started)?;
+        let mut state = Box::new(RequestState {
             control: Arc::clone(&self.control),
             forwarded,
             exchange: None,
             next: Next::Nothing,
             refusal: None,
             has_head: false,
-            line: None,
+            connection: None,
             tunnel: None,
             client_waited: Duration::ZERO,
             waiting_since: None,
@@ -112,34 +118,34 @@ impl Proxy {
         let start = match start {
             Ok(start) => start,
             Err(refusal) => {
-                self.treat(session, &carried.forwarded);
-                carried.refusal = Some(refusal);
-                return Some(carried);
+                self.set_client_options(session, &state.forwarded);
+                state.refusal = Some(refusal);
+                return Some(state);
             }
         };
         let head = session.req_header();
         let length = start.request.body_length;
         let cookies = head.headers.get_all(header::COOKIE).iter().map(http::HeaderValue::as_bytes);
         let exchange = Exchange::begin(start, cookies);
-        carried.forwarded.limits = exchange.client_limits(carried.forwarded.limits);
-        carried.exchange = Some(exchange);
-        self.treat(session, &carried.forwarded);
-        let limit = carried.forwarded.limits.max_body_bytes;
+        state.forwarded.limits = exchange.client_limits(state.forwarded.limits);
+        state.exchange = Some(exchange);
+        self.set_client_options(session, &state.forwarded);
+        let limit = state.forwarded.limits.max_body_bytes;
         let is_too_large = length.zip(limit).is_some_and(|(length, limit)| length > limit);
-        let mut step = carried.step(match is_too_large {
+        let mut step = state.step(match is_too_large {
             true => Event::Failed { failed: Failure::BodyTooLarge.into(), has_body: false },
             false => Event::Begun,
         });
         if let Some(Step::Hold) = step {
-            let held = carried.hold(session).await;
-            step = carried.step(held);
+            let held = state.hold(session).await;
+            step = state.step(held);
         }
-        carried.follow(step);
-        Some(carried)
+        state.apply(step);
+        Some(state)
     }
 
     /// Applies the settings for the client's connection, which Pingora has per request.
-    fn treat(&self, session: &mut Session, forwarded: &ForwardedFields) {
+    fn set_client_options(&self, session: &mut Session, forwarded: &ForwardedFields) {
         let keepalive = forwarded.listener.keepalive_timeout.as_secs().max(1);
         let keeps = self.started.shutdown.phase() <= Phase::Running && session.get_keepalive().is_some();
         session.set_keepalive(keeps.then_some(keepalive));
@@ -151,12 +157,12 @@ impl Proxy {
 }
 
 impl Context {
-    fn carried(&mut self) -> Result<&mut Carried, Box<Error>> {
+    fn state(&mut self) -> Result<&mut RequestState, Box<Error>> {
         self.0.as_deref_mut().ok_or_else(|| Error::explain(ErrorType::InternalError, "no request has begun"))
     }
 }
 
-impl Carried {
+impl RequestState {
     fn moment(&self) -> Moment {
         let now = Instant::now();
         let waiting = self.waiting_since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
@@ -169,7 +175,7 @@ impl Carried {
     }
 
     /// Carries out the exchange's next step.
-    fn follow(&mut self, step: Option<Step>) {
+    fn apply(&mut self, step: Option<Step>) {
         self.next = Next::Nothing;
         match step {
             Some(Step::Open(endpoint)) => self.next = Next::Open(endpoint),
@@ -203,8 +209,8 @@ impl Carried {
             Ok(()) => Event::Held,
             Err(mut e) => {
                 e.as_down();
-                let stand = Stand { has_head: false, is_reused: false, is_uploading: true };
-                Event::Failed { failed: failed(&e, stand), has_body: false }
+                let progress = AttemptProgress { has_head: false, is_reused: false, is_uploading: true };
+                Event::Failed { failed: failed(&e, progress), has_body: false }
             }
         }
     }
@@ -230,9 +236,9 @@ impl Carried {
         let failed = if is_killed { Failure::Killed.into() } else { failed };
         let step = self.step(Event::Failed { failed, has_body: self.has_body(session) });
         // After the exchange has seen it, because a kill waits for that.
-        self.line = None;
+        self.connection = None;
         self.waiting_since = None;
-        self.follow(step);
+        self.apply(step);
         !matches!(self.next, Next::Nothing)
     }
 
@@ -253,7 +259,7 @@ impl Carried {
                         }
                     };
                     let step = self.step(event);
-                    self.follow(step);
+                    self.apply(step);
                 }
             }
         }
@@ -267,7 +273,12 @@ impl Carried {
     }
 
     /// The options with which Pingora connects to `endpoint`.
-    fn peer(&mut self, endpoint: Arc<Endpoint>, lines: &Arc<Lines>, upgrades: bool) -> Option<Box<HttpPeer>> {
+    fn peer(
+        &mut self,
+        endpoint: Arc<Endpoint>,
+        connections: &Arc<Connections>,
+        upgrades: bool,
+    ) -> Option<Box<HttpPeer>> {
         let limits = self.limits()?;
         let plan = self.exchange.as_ref()?.plan()?;
         let mut peer = match endpoint.address()? {
@@ -288,9 +299,9 @@ impl Carried {
         peer.options.read_timeout = Some(if upgrades { limits.tunnel_timeout } else { limits.response_timeout });
         peer.options.write_timeout = Some(limits.write_timeout);
         peer.options.idle_timeout = Some(plan.settings.idle_timeout);
-        let lines = Arc::clone(lines);
+        let connections = Arc::clone(connections);
         self.tunnel = tunnel.clone();
-        peer.options.custom_l4 = Some(Arc::new(Way { endpoint, server, transport, lines, tunnel }));
+        peer.options.custom_l4 = Some(Arc::new(BackendConnector { endpoint, server, transport, connections, tunnel }));
         Some(Box::new(peer))
     }
 
@@ -304,8 +315,8 @@ impl Carried {
             let detail = Some(Detail::Limit { setting, limit: most_fields, value: Some(fields) });
             return Err(AttemptError { failure: Failure::ResponseTooManyFields, detail });
         }
-        let lines = head.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + FIELD_BYTES);
-        if lines.sum::<usize>() > most_bytes {
+        let field_bytes = head.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + FIELD_BYTES);
+        if field_bytes.sum::<usize>() > most_bytes {
             let setting = "[[pool]] max_head_bytes";
             let detail = Some(Detail::Limit { setting, limit: most_bytes, value: None });
             return Err(AttemptError { failure: Failure::ResponseHeadTooLarge, detail });
@@ -315,7 +326,7 @@ impl Carried {
 }
 
 /// Every request is counted, however it ends.
-impl Drop for Carried {
+impl Drop for RequestState {
     fn drop(&mut self) {
         let metrics = &self.control.metrics;
         let (refusal, status, has_pool) = match &mut self.exchange {
@@ -351,12 +362,12 @@ impl ProxyHttp for Proxy {
 
     async fn request_filter(&self, session: &mut Session, ctx: &mut Context) -> pingora_core::Result<bool> {
         self.started.wait().await;
-        let Some(carried) = self.begin(session).await else {
+        let Some(state) = self.begin(session).await else {
             return Err(Error::explain(ErrorType::InternalError, "there is no [[listener]]"));
         };
-        let carried = ctx.0.insert(carried);
-        match carried.refusal {
-            None if matches!(carried.next, Next::Nothing) => {
+        let state = ctx.0.insert(state);
+        match state.refusal {
+            None if matches!(state.next, Next::Nothing) => {
                 Err(error(Failure::ClientGone.into(), ErrorSource::Downstream))
             }
             None => Ok(false),
@@ -364,7 +375,7 @@ impl ProxyHttp for Proxy {
                 if !refusal.keeps_connection() {
                     session.set_keepalive(None);
                 }
-                head::refuse(session, &carried.forwarded, refusal).await?;
+                head::refuse(session, &state.forwarded, refusal).await?;
                 Ok(true)
             }
         }
@@ -372,9 +383,9 @@ impl ProxyHttp for Proxy {
 
     async fn upstream_peer(&self, session: &mut Session, ctx: &mut Context) -> pingora_core::Result<Box<HttpPeer>> {
         let upgrades = session.is_upgrade_req();
-        let carried = ctx.carried()?;
-        let endpoint = carried.next(session).await;
-        let peer = endpoint.and_then(|endpoint| carried.peer(endpoint, &self.lines, upgrades));
+        let state = ctx.state()?;
+        let endpoint = state.next(session).await;
+        let peer = endpoint.and_then(|endpoint| state.peer(endpoint, &self.connections, upgrades));
         peer.ok_or_else(|| error(Failure::Internal.into(), ErrorSource::Internal))
     }
 
@@ -387,11 +398,11 @@ impl ProxyHttp for Proxy {
         _: Option<&Digest>,
         ctx: &mut Context,
     ) -> pingora_core::Result<()> {
-        let carried = ctx.carried()?;
-        let file = carried.tunnel.as_ref().map_or(file, |file| file.load(Ordering::Relaxed));
-        carried.line = self.lines.take(file);
+        let state = ctx.state()?;
+        let file = state.tunnel.as_ref().map_or(file, |file| file.load(Ordering::Relaxed));
+        state.connection = self.connections.take(file);
         // If it was killed while connecting, the kill did not find its connection.
-        match carried.exchange.as_ref().is_some_and(Exchange::is_killed) {
+        match state.exchange.as_ref().is_some_and(Exchange::is_killed) {
             true => Err(error(Failure::Killed.into(), ErrorSource::Upstream)),
             false => Ok(()),
         }
@@ -403,9 +414,9 @@ impl ProxyHttp for Proxy {
         upstream_request: &mut RequestHeader,
         ctx: &mut Context,
     ) -> pingora_core::Result<()> {
-        let carried = ctx.carried()?;
-        carried.forwarded.write(upstream_request)?;
-        carried.waiting_since = (!session.as_mut().is_body_done()).then(Instant::now);
+        let state = ctx.state()?;
+        state.forwarded.write(upstream_request)?;
+        state.waiting_since = (!session.as_mut().is_body_done()).then(Instant::now);
         Ok(())
     }
 
@@ -416,12 +427,12 @@ impl ProxyHttp for Proxy {
         is_end: bool,
         ctx: &mut Context,
     ) -> pingora_core::Result<()> {
-        let carried = ctx.carried()?;
+        let state = ctx.state()?;
         if session.was_upgraded() {
             return Ok(());
         }
-        carried.client_has_sent(is_end);
-        let limit = carried.forwarded.limits.max_body_bytes;
+        state.client_has_sent(is_end);
+        let limit = state.forwarded.limits.max_body_bytes;
         match limit.is_some_and(|limit| session.body_bytes_read() as u64 > limit) {
             true => Err(error(Failure::BodyTooLarge.into(), ErrorSource::Downstream)),
             false => Ok(()),
@@ -438,16 +449,16 @@ impl ProxyHttp for Proxy {
         if status.is_informational() && status.as_u16() != 101 {
             return Ok(());
         }
-        let carried = ctx.carried()?;
-        carried.fits(upstream_response).map_err(|failed| error(failed, ErrorSource::Upstream))?;
-        let answer = Answer { status: status.as_u16(), has_body: carried.has_body(session) };
-        let step = carried.step(Event::Head(answer));
+        let state = ctx.state()?;
+        state.fits(upstream_response).map_err(|failed| error(failed, ErrorSource::Upstream))?;
+        let answer = Answer { status: status.as_u16(), has_body: state.has_body(session) };
+        let step = state.step(Event::Head(answer));
         let passes = matches!(step, Some(Step::Pass));
         if status.as_u16() == 101 {
-            session.set_read_timeout(carried.limits().map(|limits| limits.tunnel_timeout));
+            session.set_read_timeout(state.limits().map(|limits| limits.tunnel_timeout));
         }
-        carried.has_head = passes;
-        carried.follow(step);
+        state.has_head = passes;
+        state.apply(step);
         if passes { Ok(()) } else { Err(error(Failure::Internal.into(), ErrorSource::Internal)) }
     }
 
@@ -457,12 +468,12 @@ impl ProxyHttp for Proxy {
         response: &mut ResponseHeader,
         ctx: &mut Context,
     ) -> pingora_core::Result<()> {
-        let carried = ctx.carried()?;
+        let state = ctx.state()?;
         if response.status.is_informational() {
             return Ok(());
         }
-        let cookie = carried.exchange.as_ref().and_then(Exchange::set_cookie);
-        carried.forwarded.write_response(response, cookie.as_deref())?;
+        let cookie = state.exchange.as_ref().and_then(Exchange::set_cookie);
+        state.forwarded.write_response(response, cookie.as_deref())?;
         if self.started.shutdown.phase() > Phase::Running && session.req_header().version != Version::HTTP_2 {
             session.set_keepalive(None);
         }
@@ -470,9 +481,9 @@ impl ProxyHttp for Proxy {
     }
 
     fn fail_to_connect(&self, session: &mut Session, _: &HttpPeer, ctx: &mut Context, mut e: Box<Error>) -> Box<Error> {
-        if let Ok(carried) = ctx.carried() {
-            let stand = Stand { has_head: false, is_reused: false, is_uploading: false };
-            e.set_retry(carried.failed(session, failed(&e, stand)));
+        if let Ok(state) = ctx.state() {
+            let progress = AttemptProgress { has_head: false, is_reused: false, is_uploading: false };
+            e.set_retry(state.failed(session, failed(&e, progress)));
         }
         e
     }
@@ -486,52 +497,52 @@ impl ProxyHttp for Proxy {
         is_reused: bool,
     ) -> Box<Error> {
         let is_uploading = !session.as_mut().is_body_done();
-        if let Ok(carried) = ctx.carried() {
-            let stand = Stand { has_head: carried.has_head, is_reused, is_uploading };
-            let failed = failed(&e, stand);
+        if let Ok(state) = ctx.state() {
+            let progress = AttemptProgress { has_head: state.has_head, is_reused, is_uploading };
+            let failed = failed(&e, progress);
             if failed.failure == Failure::StaleConnection
-                && let Some(line) = &carried.line
+                && let Some(connection) = &state.connection
             {
                 // The other connections have been idle for longer, so the next attempt uses a new one.
-                self.lines.forget(line.server());
+                self.connections.forget(connection.server());
             }
-            e.set_retry(carried.failed(session, failed));
+            e.set_retry(state.failed(session, failed));
         }
         e
     }
 
     async fn fail_to_proxy(&self, session: &mut Session, _: &Error, ctx: &mut Context) -> FailToProxy {
         let nothing = FailToProxy { error_code: 0, can_reuse_downstream: false };
-        let Ok(carried) = ctx.carried() else { return nothing };
-        if let Next::Open(_) | Next::Queue(_) = carried.next {
+        let Ok(state) = ctx.state() else { return nothing };
+        if let Next::Open(_) | Next::Queue(_) = state.next {
             // Pingora makes no more attempts than `max_retries`.
-            let last = carried.exchange.as_ref().and_then(|exchange| exchange.outcome().failure);
-            carried.refusal = last.and_then(Failure::refusal);
-            if let (Some(exchange), Some(refusal)) = (&mut carried.exchange, carried.refusal) {
+            let last = state.exchange.as_ref().and_then(|exchange| exchange.outcome().failure);
+            state.refusal = last.and_then(Failure::refusal);
+            if let (Some(exchange), Some(refusal)) = (&mut state.exchange, state.refusal) {
                 exchange.reply_failed(refusal);
             }
         }
         let has_begun = session.response_written().is_some_and(|head| !head.status.is_informational());
-        let Some(refusal) = carried.refusal.filter(|_| !has_begun) else { return nothing };
+        let Some(refusal) = state.refusal.filter(|_| !has_begun) else { return nothing };
         session.set_keepalive(None);
-        match head::refuse(session, &carried.forwarded, refusal).await {
+        match head::refuse(session, &state.forwarded, refusal).await {
             Ok(()) => FailToProxy { error_code: refusal.status(), can_reuse_downstream: false },
             Err(_) => nothing,
         }
     }
 
     async fn logging(&self, session: &mut Session, e: Option<&Error>, ctx: &mut Context) {
-        let Some(mut carried) = ctx.0.take() else { return };
-        let is_killed = carried.exchange.as_ref().is_some_and(Exchange::is_killed);
-        let is_over = carried.exchange.as_ref().is_none_or(Exchange::is_over);
+        let Some(mut state) = ctx.0.take() else { return };
+        let is_killed = state.exchange.as_ref().is_some_and(Exchange::is_killed);
+        let is_over = state.exchange.as_ref().is_none_or(Exchange::is_over);
         match e {
             _ if is_over => {}
             // The client of a killed tunnel has seen it end like a regular one.
-            None if is_killed => drop(carried.failed(session, Failure::Killed.into())),
-            None => drop(carried.step(Event::Sent)),
+            None if is_killed => drop(state.failed(session, Failure::Killed.into())),
+            None => drop(state.step(Event::Sent)),
             Some(e) => {
-                let stand = Stand { has_head: carried.has_head, is_reused: false, is_uploading: false };
-                carried.failed(session, failed(e, stand));
+                let progress = AttemptProgress { has_head: state.has_head, is_reused: false, is_uploading: false };
+                state.failed(session, failed(e, progress));
             }
         }
     }

@@ -36,7 +36,7 @@ pub struct Refused(pub Vec<String>);
 
 /// The part that serves the requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum By {
+pub(super) enum Mode {
     /// Pingora's proxy.
     Proxy,
     /// The engine.
@@ -46,7 +46,7 @@ pub(super) enum By {
 /// The part that serves the requests, and the settings of the Pingora server around it.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Host {
-    by: By,
+    mode: Mode,
     threads: usize,
     grace_period: Duration,
     /// To backends, per thread.
@@ -65,9 +65,9 @@ impl fmt::Display for Refused {
 impl std::error::Error for Refused {}
 
 impl Host {
-    pub(super) fn new(by: By, server: &ServerConf) -> Self {
+    pub(super) fn new(mode: Mode, server: &ServerConf) -> Self {
         Self {
-            by,
+            mode,
             threads: server.threads,
             grace_period: server.grace_period_seconds.map_or(GRACE_PERIOD, Duration::from_secs),
             idle_connections: server.upstream_keepalive_pool_size,
@@ -90,7 +90,7 @@ impl Host {
 
     /// The settings of a new configuration without effect. `Err`: settings that cannot be changed while the process
     /// runs.
-    pub(super) fn held(&self, running: &Config, wanted: &Config) -> Result<Vec<String>, Vec<Unavailable>> {
+    pub(super) fn check_reload(&self, running: &Config, wanted: &Config) -> Result<Vec<String>, Vec<Unavailable>> {
         let mut problems = self.refused(wanted);
         let addresses = |config: &Config| config.listeners.iter().map(|of| of.addresses.clone()).collect::<Vec<_>>();
         if addresses(running) != addresses(wanted) {
@@ -128,7 +128,7 @@ impl Host {
                 refuse(Subject::Site { site }, message);
             }
         }
-        if self.by == By::Engine {
+        if self.mode == Mode::Engine {
             return refused;
         }
         let mut refuse = |subject, of: &dyn fmt::Display, keys: Vec<&'static str>| {
@@ -155,26 +155,26 @@ impl Host {
 
     /// Settings without effect, or with another effect, that differ from their defaults.
     fn ignored(&self, config: &Config) -> Vec<String> {
-        let Some(plain) = plain() else { return Vec::new() };
+        let Some(defaults) = defaults() else { return Vec::new() };
         let mut ignored = Vec::new();
         let mut tell = |of: &dyn fmt::Display, notes: Vec<Note>| {
             ignored.extend(notes.into_iter().map(|(key, note)| format!("{of}: {key} {note}")));
         };
-        tell(&"[server]", self.of_server(&config.server, &plain.server));
+        tell(&"[server]", self.of_server(&config.server, &defaults.server));
         if !self.has_log {
-            tell(&"[log]", of_log(&config.log, &plain.log));
+            tell(&"[log]", of_log(&config.log, &defaults.log));
         }
         for of in &config.listeners {
-            if let Some(plain) = plain.listeners.first() {
-                tell(&format_args!("[[listener]] {}", of.addresses), self.of_listener(of, plain));
+            if let Some(defaults) = defaults.listeners.first() {
+                tell(&format_args!("[[listener]] {}", of.addresses), self.of_listener(of, defaults));
             }
         }
-        if self.by == By::Engine {
+        if self.mode == Mode::Engine {
             return ignored;
         }
         for of in &config.pools {
-            if let Some(plain) = plain.pools.first() {
-                tell(&format_args!("pool \"{}\"", of.name), self.of_pool(&of.settings, &plain.settings));
+            if let Some(defaults) = defaults.pools.first() {
+                tell(&format_args!("pool \"{}\"", of.name), self.of_pool(&of.settings, &defaults.settings));
             }
         }
         for site in &config.sites {
@@ -185,31 +185,31 @@ impl Host {
         ignored
     }
 
-    fn of_server(&self, of: &ServerConfig, plain: &ServerConfig) -> Vec<Note> {
+    fn of_server(&self, of: &ServerConfig, defaults: &ServerConfig) -> Vec<Note> {
         let mut notes = Vec::new();
         let mut tell = |is_so: bool, key, note: &dyn fmt::Display| {
             if is_so {
                 notes.push((key, note.to_string()));
             }
         };
-        let Self { by, threads, grace_period, idle_connections, .. } = *self;
+        let Self { mode, threads, grace_period, idle_connections, .. } = *self;
         tell(
-            of.threads != plain.threads && of.threads != threads,
+            of.threads != defaults.threads && of.threads != threads,
             "threads",
             &format_args!("has no effect: the Pingora server has {threads}, by threads in its configuration"),
         );
         tell(
-            of.shutdown_delay != plain.shutdown_delay,
+            of.shutdown_delay != defaults.shutdown_delay,
             "shutdown_delay",
             &"has no effect: a Pingora server that is stopped accepts no new clients",
         );
         // Pingora sleeps for all of it; the engine ends by its own timeout, but no later.
-        let is_other = match by {
-            By::Proxy => grace_period.abs_diff(of.shutdown_timeout) >= Duration::from_secs(1),
-            By::Engine => grace_period < of.shutdown_timeout,
+        let is_other = match mode {
+            Mode::Proxy => grace_period.abs_diff(of.shutdown_timeout) >= Duration::from_secs(1),
+            Mode::Engine => grace_period < of.shutdown_timeout,
         };
         tell(
-            of.shutdown_timeout != plain.shutdown_timeout && is_other,
+            of.shutdown_timeout != defaults.shutdown_timeout && is_other,
             "shutdown_timeout",
             &format_args!(
                 "has no effect: the Pingora server stops after {} s, by grace_period_seconds in its configuration",
@@ -217,19 +217,19 @@ impl Host {
             ),
         );
         tell(
-            of.max_handshakes != plain.max_handshakes,
+            of.max_handshakes != defaults.max_handshakes,
             "max_handshakes",
             &"has no effect: the Pingora server makes the handshakes, any number of them",
         );
-        if by == By::Proxy {
+        if mode == Mode::Proxy {
             tell(
-                of.max_connections != plain.max_connections,
+                of.max_connections != defaults.max_connections,
                 "max_connections",
                 &"has no effect: Pingora accepts all clients",
             );
             let kept = idle_connections.saturating_mul(threads);
             tell(
-                of.idle_connections != plain.idle_connections
+                of.idle_connections != defaults.idle_connections
                     && of.idle_connections.div_ceil(threads.max(1)) != idle_connections,
                 "idle_connections",
                 &format_args!(
@@ -241,7 +241,7 @@ impl Host {
         notes
     }
 
-    fn of_listener(&self, of: &ListenerConfig, plain: &ListenerConfig) -> Vec<Note> {
+    fn of_listener(&self, of: &ListenerConfig, defaults: &ListenerConfig) -> Vec<Note> {
         // Lists every field, so that a new one is not forgotten.
         let ListenerSettings {
             keepalive_timeout,
@@ -260,7 +260,7 @@ impl Host {
             max_fields,
             max_body_bytes: _,
         } = of.settings;
-        let plain = &plain.settings;
+        let defaults = &defaults.settings;
         let owner = of.socket_file.as_ref().and_then(|rights| rights.owner.as_ref());
         let mut notes = Vec::new();
         let mut tell = |is_so: bool, key, note: &str| {
@@ -269,26 +269,26 @@ impl Host {
             }
         };
         tell(owner.is_some(), "owner", "has no effect: the socket's file belongs to the user of the Pingora server");
-        if self.by == By::Engine {
+        if self.mode == Mode::Engine {
             return notes;
         }
         let of_http1 = "holds for HTTP/1.1, in whole seconds; for HTTP/2 it is for the service to say: set h2_idle_timeout of its \
                         HttpServerOptions";
-        tell(keepalive_timeout != plain.keepalive_timeout, "keepalive_timeout", of_http1);
-        tell(body_timeout != plain.body_timeout, "body_timeout", OF_HTTP1);
+        tell(keepalive_timeout != defaults.keepalive_timeout, "keepalive_timeout", of_http1);
+        tell(body_timeout != defaults.body_timeout, "body_timeout", OF_HTTP1);
         tell(
-            header_timeout != plain.header_timeout,
+            header_timeout != defaults.header_timeout,
             "header_timeout",
             "has no effect: Pingora limits each read of a head, to 60 s, and not the whole",
         );
         tell(
-            lingering_timeout != plain.lingering_timeout,
+            lingering_timeout != defaults.lingering_timeout,
             "lingering_timeout",
             "has no effect: lingering_time alone holds",
         );
-        tell(min_rate != plain.min_rate, "min_rate", "has no effect: Pingora takes clients however slow they are");
+        tell(min_rate != defaults.min_rate, "min_rate", "has no effect: Pingora takes clients however slow they are");
         tell(
-            h2c != plain.h2c,
+            h2c != defaults.h2c,
             "h2c",
             "is for the service to say: set h2c of its HttpServerOptions, which is off by default",
         );
@@ -296,9 +296,9 @@ impl Host {
         notes
     }
 
-    fn of_pool(&self, of: &PoolSettings, plain: &PoolSettings) -> Vec<Note> {
+    fn of_pool(&self, of: &PoolSettings, defaults: &PoolSettings) -> Vec<Note> {
         let mut notes = self.of_retries(of.retries);
-        if of.continue_timeout != plain.continue_timeout {
+        if of.continue_timeout != defaults.continue_timeout {
             notes.push((
                 "continue_timeout",
                 "has no effect: a Pingora proxy leaves it to the backend to ask for the body".to_owned(),
@@ -338,11 +338,11 @@ impl Host {
 }
 
 /// Rejects reloads with settings that a Pingora proxy cannot apply.
-pub(super) struct OfProxy(pub Host);
+pub(super) struct ProxyResources(pub Host);
 
-impl Resources for OfProxy {
+impl Resources for ProxyResources {
     fn prepare(&self, running: &Config, wanted: &Config, _: bool) -> Result<PreparedResources, Vec<Unavailable>> {
-        let warnings = self.0.held(running, wanted)?;
+        let warnings = self.0.check_reload(running, wanted)?;
         Ok(PreparedResources { changes: Vec::new(), warnings, commit: Box::new(|put_in_force| put_in_force()) })
     }
 
@@ -416,15 +416,18 @@ fn asked<const N: usize>(keys: [(bool, &'static str); N]) -> Vec<&'static str> {
 }
 
 /// The author of the server decides where its log goes.
-fn of_log(of: &LogConfig, plain: &LogConfig) -> Vec<Note> {
-    let keys =
-        [(of.file != plain.file, "file"), (of.level != plain.level, "level"), (of.format != plain.format, "format")];
+fn of_log(of: &LogConfig, defaults: &LogConfig) -> Vec<Note> {
+    let keys = [
+        (of.file != defaults.file, "file"),
+        (of.level != defaults.level, "level"),
+        (of.format != defaults.format, "format"),
+    ];
     let note = "has no effect: the program has a log of its own, or none: have it start that of evenkeel::log::Log";
     asked(keys).into_iter().map(|key| (key, note.to_owned())).collect()
 }
 
 /// The default configuration.
-fn plain() -> Option<Config> {
+fn defaults() -> Option<Config> {
     let text =
         "[[listener]]\naddress = \"127.0.0.1:0\"\n[[pool]]\nname = \"app\"\nbackends = []\n[[route]]\npool = \"app\"\n";
     toml::read(text, Path::new("/evenkeel.toml")).ok()

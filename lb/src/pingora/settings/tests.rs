@@ -10,16 +10,16 @@ use crate::config::backend::SocketAddress;
 use crate::config::toml::keys;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Fate {
+enum Effect {
     /// Has its usual effect, without a message.
-    Kept,
+    Applied,
     /// Has no effect, or another one, and a warning names it.
-    Told,
+    Warned,
     /// An error names it.
     Refused,
 }
 
-use Fate::{Kept, Refused as No, Told};
+use Effect::{Applied, Refused as No, Warned};
 
 /// Part of every configuration in these tests; accepted without a message.
 const IN_ALL: [&str; 9] = [
@@ -36,145 +36,145 @@ const IN_ALL: [&str; 9] = [
 
 /// A setting, or a table with all its keys, its result in Pingora's proxy and in the engine, and a value other than the
 /// default.
-type Setting = (&'static str, Fate, Fate, &'static str);
+type Setting = (&'static str, Effect, Effect, &'static str);
 
 const SETTINGS: &[Setting] = &[
     ("server.user", No, No, r#""www-data""#),
-    ("server.threads", Told, Told, "1000"),
-    ("server.shutdown_delay", Told, Told, r#""3s""#),
-    ("server.shutdown_timeout", Told, Kept, r#""7s""#),
-    ("server.trusted_proxies", Kept, Kept, r#"["10.0.0.0/8"]"#),
-    ("server.forwarded_by", Kept, Kept, r#""forwarded""#),
-    ("server.via", Kept, Kept, r#""edge-1""#),
-    ("server.request_id", Kept, Kept, r#""X-Id""#),
-    ("server.max_connections", Told, Kept, "100"),
-    ("server.max_handshakes", Told, Told, "100"),
-    ("server.idle_connections", Told, Kept, "100"),
-    ("server.resolver.servers", Kept, Kept, r#"["10.0.0.2"]"#),
-    ("server.resolver.timeout", Kept, Kept, r#""1s""#),
-    ("server.resolver.attempts", Kept, Kept, "3"),
-    ("server.resolver.min_ttl", Kept, Kept, r#""2s""#),
-    ("server.resolver.max_ttl", Kept, Kept, r#""1m""#),
-    ("server.resolver.hold", Kept, Kept, r#""1m""#),
-    ("listener.addresses", Kept, Kept, r#"["127.0.0.1:8881", "127.0.0.1:8882"]"#),
+    ("server.threads", Warned, Warned, "1000"),
+    ("server.shutdown_delay", Warned, Warned, r#""3s""#),
+    ("server.shutdown_timeout", Warned, Applied, r#""7s""#),
+    ("server.trusted_proxies", Applied, Applied, r#"["10.0.0.0/8"]"#),
+    ("server.forwarded_by", Applied, Applied, r#""forwarded""#),
+    ("server.via", Applied, Applied, r#""edge-1""#),
+    ("server.request_id", Applied, Applied, r#""X-Id""#),
+    ("server.max_connections", Warned, Applied, "100"),
+    ("server.max_handshakes", Warned, Warned, "100"),
+    ("server.idle_connections", Warned, Applied, "100"),
+    ("server.resolver.servers", Applied, Applied, r#"["10.0.0.2"]"#),
+    ("server.resolver.timeout", Applied, Applied, r#""1s""#),
+    ("server.resolver.attempts", Applied, Applied, "3"),
+    ("server.resolver.min_ttl", Applied, Applied, r#""2s""#),
+    ("server.resolver.max_ttl", Applied, Applied, r#""1m""#),
+    ("server.resolver.hold", Applied, Applied, r#""1m""#),
+    ("listener.addresses", Applied, Applied, r#"["127.0.0.1:8881", "127.0.0.1:8882"]"#),
     // Checked once the server listens.
-    ("listener.mode", Kept, Kept, r#""0600""#),
-    ("listener.owner", Told, Told, r#""root:root""#),
+    ("listener.mode", Applied, Applied, r#""0600""#),
+    ("listener.owner", Warned, Warned, r#""root:root""#),
     ("listener.proxy_protocol", No, No, r#"{ from = ["10.0.0.0/8"] }"#),
-    ("listener.name", Kept, Kept, r#""plain""#),
-    ("listener.keepalive_timeout", Told, Kept, r#""7s""#),
-    ("listener.header_timeout", Told, Kept, r#""7s""#),
-    ("listener.body_timeout", Told, Kept, r#""7s""#),
-    ("listener.send_timeout", Kept, Kept, r#""7s""#),
-    ("listener.lingering_time", Kept, Kept, r#""7s""#),
-    ("listener.lingering_timeout", Told, Kept, r#""7s""#),
-    ("listener.min_rate", Told, Kept, "1000"),
-    ("listener.half_close", Kept, Kept, r#""answer""#),
-    ("listener.h2c", Told, Kept, "false"),
-    ("listener.ambiguous_names", Kept, Kept, r#""reject""#),
-    ("listener.non_ascii_targets", Kept, Kept, r#""pass""#),
-    ("listener.max_request_line_bytes", Kept, Kept, "1000"),
-    ("listener.max_head_bytes", Kept, Kept, "1000"),
-    ("listener.max_fields", Kept, Kept, "50"),
-    ("listener.max_body_bytes", Kept, Kept, "1000"),
+    ("listener.name", Applied, Applied, r#""plain""#),
+    ("listener.keepalive_timeout", Warned, Applied, r#""7s""#),
+    ("listener.header_timeout", Warned, Applied, r#""7s""#),
+    ("listener.body_timeout", Warned, Applied, r#""7s""#),
+    ("listener.send_timeout", Applied, Applied, r#""7s""#),
+    ("listener.lingering_time", Applied, Applied, r#""7s""#),
+    ("listener.lingering_timeout", Warned, Applied, r#""7s""#),
+    ("listener.min_rate", Warned, Applied, "1000"),
+    ("listener.half_close", Applied, Applied, r#""answer""#),
+    ("listener.h2c", Warned, Applied, "false"),
+    ("listener.ambiguous_names", Applied, Applied, r#""reject""#),
+    ("listener.non_ascii_targets", Applied, Applied, r#""pass""#),
+    ("listener.max_request_line_bytes", Applied, Applied, "1000"),
+    ("listener.max_head_bytes", Applied, Applied, "1000"),
+    ("listener.max_fields", Applied, Applied, "50"),
+    ("listener.max_body_bytes", Applied, Applied, "1000"),
     ("listener.tls", No, No, r#"{ certificate = "cert.pem", key = "key.pem" }"#),
-    ("admin.address", Kept, Kept, r#""127.0.0.1:8890""#),
-    ("admin.token_file", Kept, Kept, r#""token""#),
-    ("admin.read_token_file", Kept, Kept, r#""other-token""#),
-    ("state.persist", Kept, Kept, "false"),
-    ("state.file", Kept, Kept, r#""state.json""#),
-    ("log.file", Told, Told, r#""log""#),
-    ("log.level", Told, Told, r#""debug""#),
-    ("log.format", Told, Told, r#""json""#),
-    ("access_log.file", No, Kept, r#""stdout""#),
+    ("admin.address", Applied, Applied, r#""127.0.0.1:8890""#),
+    ("admin.token_file", Applied, Applied, r#""token""#),
+    ("admin.read_token_file", Applied, Applied, r#""other-token""#),
+    ("state.persist", Applied, Applied, "false"),
+    ("state.file", Applied, Applied, r#""state.json""#),
+    ("log.file", Warned, Warned, r#""log""#),
+    ("log.level", Warned, Warned, r#""debug""#),
+    ("log.format", Warned, Warned, r#""json""#),
+    ("access_log.file", No, Applied, r#""stdout""#),
     // Without a file it has no effect anywhere.
-    ("access_log.format", Kept, Kept, r#""combined""#),
-    ("metrics.exact_status", Kept, Kept, "true"),
-    ("pool.algorithm", Kept, Kept, r#""ip-hash""#),
-    ("pool.backends.weight", Kept, Kept, "3"),
-    ("pool.backends.state", Kept, Kept, r#""draining""#),
-    ("pool.backends.max_connections", Kept, Kept, "3"),
-    ("pool.connect_timeout", Kept, Kept, r#""7s""#),
+    ("access_log.format", Applied, Applied, r#""combined""#),
+    ("metrics.exact_status", Applied, Applied, "true"),
+    ("pool.algorithm", Applied, Applied, r#""ip-hash""#),
+    ("pool.backends.weight", Applied, Applied, "3"),
+    ("pool.backends.state", Applied, Applied, r#""draining""#),
+    ("pool.backends.max_connections", Applied, Applied, "3"),
+    ("pool.connect_timeout", Applied, Applied, r#""7s""#),
     // If it equals read_timeout.
-    ("pool.response_timeout", Told, Kept, r#""7s""#),
-    ("pool.continue_timeout", Told, Kept, r#""7s""#),
-    ("pool.read_timeout", Told, Kept, r#""7s""#),
-    ("pool.write_timeout", Kept, Kept, r#""7s""#),
-    ("pool.tunnel_timeout", Kept, Kept, r#""7s""#),
-    ("pool.idle_timeout", Kept, Kept, r#""7s""#),
-    ("pool.retries", Kept, Kept, "3"),
-    ("pool.retry_timeout", Kept, Kept, r#""7s""#),
-    ("pool.retry_body_bytes", Kept, Kept, "1000"),
-    ("pool.max_head_bytes", Kept, Kept, "1000"),
-    ("pool.max_fields", Kept, Kept, "50"),
-    ("pool.queue_timeout", Kept, Kept, r#""7s""#),
-    ("pool.source_address", Kept, Kept, r#""127.0.0.1""#),
-    ("pool.proxy_protocol", No, Kept, r#""v1""#),
-    ("pool.panic_threshold", Kept, Kept, "50"),
-    ("pool.addresses", Kept, Kept, r#""each""#),
-    ("pool.tls", No, Kept, r#"{ name = "a.example", verify = false }"#),
-    ("pool.probe.type", Kept, Kept, r#""tcp""#),
-    ("pool.probe.path", Kept, Kept, r#""/healthz""#),
-    ("pool.probe.host", Kept, Kept, r#""a.example""#),
-    ("pool.probe.status", Kept, Kept, r#""200""#),
-    ("pool.probe.interval", Kept, Kept, r#""7s""#),
-    ("pool.probe.timeout", Kept, Kept, r#""500ms""#),
-    ("pool.probe.rise", Kept, Kept, "1"),
-    ("pool.probe.fall", Kept, Kept, "1"),
-    ("pool.ejection.consecutive_failures", Kept, Kept, "1"),
-    ("pool.ejection.base_time", Kept, Kept, r#""7s""#),
-    ("pool.ejection.max_time", Kept, Kept, r#""1m""#),
-    ("pool.ejection.max_percent", Kept, Kept, "10"),
-    ("pool.ejection.statuses", Kept, Kept, "[503]"),
-    ("pool.sticky.cookie", Kept, Kept, r#""WAY""#),
-    ("pool.sticky.path", Kept, Kept, r#""/a""#),
-    ("pool.sticky.grace", Kept, Kept, r#""7s""#),
-    ("pool.sticky.max_age", Kept, Kept, r#""1h""#),
-    ("pool.sticky.same_site", Kept, Kept, r#""strict""#),
-    ("pool.sticky.secure", Kept, Kept, r#""always""#),
-    ("pool.sticky.secret_file", Kept, Kept, r#""token""#),
-    ("route.path", Kept, Kept, r#""/b""#),
+    ("pool.response_timeout", Warned, Applied, r#""7s""#),
+    ("pool.continue_timeout", Warned, Applied, r#""7s""#),
+    ("pool.read_timeout", Warned, Applied, r#""7s""#),
+    ("pool.write_timeout", Applied, Applied, r#""7s""#),
+    ("pool.tunnel_timeout", Applied, Applied, r#""7s""#),
+    ("pool.idle_timeout", Applied, Applied, r#""7s""#),
+    ("pool.retries", Applied, Applied, "3"),
+    ("pool.retry_timeout", Applied, Applied, r#""7s""#),
+    ("pool.retry_body_bytes", Applied, Applied, "1000"),
+    ("pool.max_head_bytes", Applied, Applied, "1000"),
+    ("pool.max_fields", Applied, Applied, "50"),
+    ("pool.queue_timeout", Applied, Applied, r#""7s""#),
+    ("pool.source_address", Applied, Applied, r#""127.0.0.1""#),
+    ("pool.proxy_protocol", No, Applied, r#""v1""#),
+    ("pool.panic_threshold", Applied, Applied, "50"),
+    ("pool.addresses", Applied, Applied, r#""each""#),
+    ("pool.tls", No, Applied, r#"{ name = "a.example", verify = false }"#),
+    ("pool.probe.type", Applied, Applied, r#""tcp""#),
+    ("pool.probe.path", Applied, Applied, r#""/healthz""#),
+    ("pool.probe.host", Applied, Applied, r#""a.example""#),
+    ("pool.probe.status", Applied, Applied, r#""200""#),
+    ("pool.probe.interval", Applied, Applied, r#""7s""#),
+    ("pool.probe.timeout", Applied, Applied, r#""500ms""#),
+    ("pool.probe.rise", Applied, Applied, "1"),
+    ("pool.probe.fall", Applied, Applied, "1"),
+    ("pool.ejection.consecutive_failures", Applied, Applied, "1"),
+    ("pool.ejection.base_time", Applied, Applied, r#""7s""#),
+    ("pool.ejection.max_time", Applied, Applied, r#""1m""#),
+    ("pool.ejection.max_percent", Applied, Applied, "10"),
+    ("pool.ejection.statuses", Applied, Applied, "[503]"),
+    ("pool.sticky.cookie", Applied, Applied, r#""WAY""#),
+    ("pool.sticky.path", Applied, Applied, r#""/a""#),
+    ("pool.sticky.grace", Applied, Applied, r#""7s""#),
+    ("pool.sticky.max_age", Applied, Applied, r#""1h""#),
+    ("pool.sticky.same_site", Applied, Applied, r#""strict""#),
+    ("pool.sticky.secure", Applied, Applied, r#""always""#),
+    ("pool.sticky.secret_file", Applied, Applied, r#""token""#),
+    ("route.path", Applied, Applied, r#""/b""#),
     // Only what uses them is rejected.
-    ("values", Kept, Kept, r#"{ tier = { from = "$host", cases = { a = "b" } } }"#),
-    ("site.name", Kept, Kept, r#""shop""#),
-    ("site.listeners", Kept, Kept, r#"["127.0.0.1:8888"]"#),
+    ("values", Applied, Applied, r#"{ tier = { from = "$host", cases = { a = "b" } } }"#),
+    ("site.name", Applied, Applied, r#""shop""#),
+    ("site.listeners", Applied, Applied, r#"["127.0.0.1:8888"]"#),
     ("site.certificate", No, No, r#""cert.pem""#),
-    ("site.pool", Kept, Kept, r#""app""#),
-    ("site.route.name", Kept, Kept, r#""all""#),
-    ("site.route.exact", Kept, Kept, r#""/a""#),
-    ("site.route.prefix", Kept, Kept, r#""/a""#),
-    ("site.route.regex", Kept, Kept, r#""^/a$""#),
-    ("site.route.over_regex", Kept, Kept, "true"),
-    ("site.route.methods", No, Kept, r#"["GET"]"#),
-    ("site.route.networks", No, Kept, r#"["10.0.0.0/8"]"#),
-    ("site.route.when", No, Kept, "{ query = { debug = true } }"),
-    ("site.route.internal", No, Kept, "true"),
-    ("site.route.pool_from", No, Kept, r#"{ value = "app", pools = ["app"] }"#),
-    ("site.route.respond", No, Kept, "{ status = 200 }"),
-    ("site.route.redirect", No, Kept, r#""https://b.example/""#),
-    ("site.route.jump", No, Kept, r#""/b""#),
-    ("site.route.rewrite", No, Kept, r#"{ prefix = "/v1" }"#),
-    ("site.route.request_headers", No, Kept, r#"{ set = { X-A = "1" } }"#),
-    ("site.route.response_headers", No, Kept, r#"{ set = { X-A = "1" } }"#),
-    ("site.route.preset", No, Kept, r#""secure-headers""#),
-    ("site.route.error_pages", No, Kept, r#"{ "404" = { text = "none" } }"#),
-    ("site.route.intercept_errors", No, Kept, "true"),
-    ("site.route.cors", No, Kept, r#"{ origins = ["https://b.example"] }"#),
-    ("site.route.location", No, Kept, r#"[{ from = "http://a/", to = "/" }]"#),
-    ("site.route.cookies", No, Kept, "{ secure = true }"),
-    ("site.route.access_log", No, Kept, r#""stdout""#),
-    ("site.route.max_body_bytes", Kept, Kept, "1000"),
-    ("site.route.body_timeout", Told, Kept, r#""7s""#),
-    ("site.route.min_rate", No, Kept, "1000"),
-    ("site.route.send_timeout", Kept, Kept, r#""7s""#),
-    ("site.route.connect_timeout", Kept, Kept, r#""7s""#),
-    ("site.route.response_timeout", Told, Kept, r#""7s""#),
-    ("site.route.read_timeout", Told, Kept, r#""7s""#),
-    ("site.route.write_timeout", Kept, Kept, r#""7s""#),
-    ("site.route.tunnel_timeout", Kept, Kept, r#""7s""#),
-    ("site.route.retries", Kept, Kept, "3"),
-    ("site.route.retry_timeout", Kept, Kept, r#""7s""#),
-    ("site.route.retry_body_bytes", Kept, Kept, "1000"),
+    ("site.pool", Applied, Applied, r#""app""#),
+    ("site.route.name", Applied, Applied, r#""all""#),
+    ("site.route.exact", Applied, Applied, r#""/a""#),
+    ("site.route.prefix", Applied, Applied, r#""/a""#),
+    ("site.route.regex", Applied, Applied, r#""^/a$""#),
+    ("site.route.over_regex", Applied, Applied, "true"),
+    ("site.route.methods", No, Applied, r#"["GET"]"#),
+    ("site.route.networks", No, Applied, r#"["10.0.0.0/8"]"#),
+    ("site.route.when", No, Applied, "{ query = { debug = true } }"),
+    ("site.route.internal", No, Applied, "true"),
+    ("site.route.pool_from", No, Applied, r#"{ value = "app", pools = ["app"] }"#),
+    ("site.route.respond", No, Applied, "{ status = 200 }"),
+    ("site.route.redirect", No, Applied, r#""https://b.example/""#),
+    ("site.route.jump", No, Applied, r#""/b""#),
+    ("site.route.rewrite", No, Applied, r#"{ prefix = "/v1" }"#),
+    ("site.route.request_headers", No, Applied, r#"{ set = { X-A = "1" } }"#),
+    ("site.route.response_headers", No, Applied, r#"{ set = { X-A = "1" } }"#),
+    ("site.route.preset", No, Applied, r#""secure-headers""#),
+    ("site.route.error_pages", No, Applied, r#"{ "404" = { text = "none" } }"#),
+    ("site.route.intercept_errors", No, Applied, "true"),
+    ("site.route.cors", No, Applied, r#"{ origins = ["https://b.example"] }"#),
+    ("site.route.location", No, Applied, r#"[{ from = "http://a/", to = "/" }]"#),
+    ("site.route.cookies", No, Applied, "{ secure = true }"),
+    ("site.route.access_log", No, Applied, r#""stdout""#),
+    ("site.route.max_body_bytes", Applied, Applied, "1000"),
+    ("site.route.body_timeout", Warned, Applied, r#""7s""#),
+    ("site.route.min_rate", No, Applied, "1000"),
+    ("site.route.send_timeout", Applied, Applied, r#""7s""#),
+    ("site.route.connect_timeout", Applied, Applied, r#""7s""#),
+    ("site.route.response_timeout", Warned, Applied, r#""7s""#),
+    ("site.route.read_timeout", Warned, Applied, r#""7s""#),
+    ("site.route.write_timeout", Applied, Applied, r#""7s""#),
+    ("site.route.tunnel_timeout", Applied, Applied, r#""7s""#),
+    ("site.route.retries", Applied, Applied, "3"),
+    ("site.route.retry_timeout", Applied, Applied, r#""7s""#),
+    ("site.route.retry_body_bytes", Applied, Applied, "1000"),
 ];
 
 /// In the order of a file; `backends` contains the keys of a backend besides its address.
@@ -199,8 +199,8 @@ const SECTIONS: [&str; 17] = [
 ];
 
 /// A server without settings.
-fn host(by: By) -> Host {
-    Host { has_log: false, ..Host::new(by, &ServerConf::default()) }
+fn host(mode: Mode) -> Host {
+    Host { has_log: false, ..Host::new(mode, &ServerConf::default()) }
 }
 
 /// The files that the settings name.
@@ -279,18 +279,18 @@ fn names(text: &str, key: &str) -> bool {
 
 #[test]
 fn the_plainest_configuration_is_accepted_without_notes() {
-    assert!(plain().is_some(), "the defaults are read");
+    assert!(defaults().is_some(), "the defaults are read");
     let config = config(&folder(), &[]);
-    for by in [By::Proxy, By::Engine] {
-        assert_eq!(host(by).check(&config), Ok(()));
-        assert_eq!(host(by).ignored(&config), Vec::<String>::new());
+    for mode in [Mode::Proxy, Mode::Engine] {
+        assert_eq!(host(mode).check(&config), Ok(()));
+        assert_eq!(host(mode).ignored(&config), Vec::<String>::new());
     }
 }
 
 #[test]
 fn every_setting_is_honoured_reported_or_refused() {
     let folder = folder();
-    let plain = config(&folder, &[]);
+    let defaults = config(&folder, &[]);
     for &(setting, in_proxy, in_engine, value) in SETTINGS {
         let mut settings = vec![(setting, value)];
         settings.extend(match setting {
@@ -299,19 +299,19 @@ fn every_setting_is_honoured_reported_or_refused() {
             _ => None,
         });
         let config = config(&folder, &settings);
-        assert!(config != plain || setting == "site.pool", "{setting} = {value} is no other configuration");
-        for (by, fate) in [(By::Proxy, in_proxy), (By::Engine, in_engine)] {
-            let (refused, notes) = (host(by).refused(&config), host(by).ignored(&config));
+        assert!(config != defaults || setting == "site.pool", "{setting} = {value} is no other configuration");
+        for (mode, effect) in [(Mode::Proxy, in_proxy), (Mode::Engine, in_engine)] {
+            let (refused, notes) = (host(mode).refused(&config), host(mode).ignored(&config));
             let refused: Vec<_> = refused.into_iter().map(|problem| problem.message).collect();
             let key = key(setting);
-            assert!(notes.len() <= 1, "{setting} {by:?} {notes:?}");
-            match fate {
-                Kept => assert_eq!((refused, notes), (Vec::new(), Vec::new()), "{setting} {by:?}"),
-                Told => assert!(
+            assert!(notes.len() <= 1, "{setting} {mode:?} {notes:?}");
+            match effect {
+                Applied => assert_eq!((refused, notes), (Vec::new(), Vec::new()), "{setting} {mode:?}"),
+                Warned => assert!(
                     refused.is_empty() && notes.iter().any(|note| names(note, key)),
-                    "{setting} {by:?} {refused:?} {notes:?}"
+                    "{setting} {mode:?} {refused:?} {notes:?}"
                 ),
-                No => assert!(refused.iter().any(|message| names(message, key)), "{setting} {by:?} {refused:?}"),
+                No => assert!(refused.iter().any(|message| names(message, key)), "{setting} {mode:?} {refused:?}"),
             }
         }
     }
@@ -344,11 +344,11 @@ fn docs_list_the_settings_that_are_not_honoured() {
     let rows: Vec<_> = table.lines().filter_map(|row| row.strip_prefix("| `")?.split_once(" |")).collect();
     assert!(rows.len() > 10, "{rows:?}");
     for &(setting, in_proxy, ..) in
-        SETTINGS.iter().filter(|(_, in_proxy, in_engine, _)| (*in_proxy, *in_engine) != (Kept, Kept))
+        SETTINGS.iter().filter(|(_, in_proxy, in_engine, _)| (*in_proxy, *in_engine) != (Applied, Applied))
     {
         let word = if in_proxy == No { "refused" } else { "told" };
         // Several settings may have the same key.
-        let is_of = |(keys, fate): &&(&str, &str)| names(keys, key(setting)) && fate.contains(word);
+        let is_of = |(keys, effect): &&(&str, &str)| names(keys, key(setting)) && effect.contains(word);
         assert!(rows.iter().any(|row| is_of(&row)), "docs/pingora.md does not say that {setting} is {word}");
     }
 }
@@ -364,7 +364,7 @@ fn settings_that_the_server_honours_are_not_reported() {
         ("log.level", "\"debug\""),
     ];
     let config = config(&folder, &settings);
-    let notes = host(By::Proxy).ignored(&config).join("\n");
+    let notes = host(Mode::Proxy).ignored(&config).join("\n");
     for (setting, _) in settings {
         assert!(names(&notes, key(setting)), "{setting}: {notes}");
     }
@@ -375,9 +375,9 @@ fn settings_that_the_server_honours_are_not_reported() {
         max_retries: 25,
         ..ServerConf::default()
     };
-    let host = Host { has_log: true, ..Host::new(By::Proxy, &server) };
+    let host = Host { has_log: true, ..Host::new(Mode::Proxy, &server) };
     assert_eq!(host.ignored(&config), Vec::<String>::new());
-    let host = Host { grace_period: Duration::from_millis(600), ..Host::new(By::Engine, &server) };
+    let host = Host { grace_period: Duration::from_millis(600), ..Host::new(Mode::Engine, &server) };
     assert!(host.ignored(&config).iter().any(|note| names(note, "shutdown_timeout")), "it stops sooner");
 }
 
@@ -386,8 +386,8 @@ fn settings_beyond_pingoras_abilities_are_reported() {
     let folder = folder();
     for (setting, value) in [("listener.max_fields", "300"), ("pool.retries", "16"), ("site.route.retries", "16")] {
         let config = config(&folder, &[(setting, value)]);
-        assert!(host(By::Proxy).ignored(&config).iter().any(|note| names(note, key(setting))), "{setting}");
-        assert_eq!(host(By::Engine).ignored(&config), Vec::<String>::new());
+        assert!(host(Mode::Proxy).ignored(&config).iter().any(|note| names(note, key(setting))), "{setting}");
+        assert_eq!(host(Mode::Engine).ignored(&config), Vec::<String>::new());
     }
 }
 
@@ -397,7 +397,7 @@ fn settings_without_effect_under_pingora_are_accepted() {
     for (setting, value) in
         [("site.route.location", "\"off\""), ("site.route.access_log", "\"off\""), ("site.route.preset", "\"none\"")]
     {
-        assert_eq!(host(By::Proxy).check(&config(&folder, &[(setting, value)])), Ok(()), "{setting}");
+        assert_eq!(host(Mode::Proxy).check(&config(&folder, &[(setting, value)])), Ok(()), "{setting}");
     }
 }
 
@@ -409,7 +409,7 @@ fn every_refused_key_is_named_and_keys_of_a_site_once() {
         ("site.route.methods", "[\"GET\"]"),
         ("pool.tls", "true"),
     ];
-    let Refused(problems) = host(By::Proxy).check(&config(&folder(), &settings)).expect_err("refused");
+    let Refused(problems) = host(Mode::Proxy).check(&config(&folder(), &settings)).expect_err("refused");
     let [pool, route, site] = &*problems else { panic!("{problems:?}") };
     assert!(pool.starts_with("pool \"app\": tls: ") && pool.contains("App"), "{pool}");
     assert!(route.starts_with("route a.example/a: redirect, methods: "), "{route}");
@@ -420,7 +420,7 @@ fn every_refused_key_is_named_and_keys_of_a_site_once() {
 fn a_reload_is_checked_as_a_start_is() {
     let folder = folder();
     let running = config(&folder, &[]);
-    let reloads = OfProxy(host(By::Proxy));
+    let reloads = ProxyResources(host(Mode::Proxy));
     assert!(reloads.prepare(&running, &running, true).is_ok());
     let with_warning = config(&folder, &[("listener.min_rate", "1000")]);
     let warnings = reloads.prepare(&running, &with_warning, true).map(|obtained| obtained.warnings).expect("taken up");

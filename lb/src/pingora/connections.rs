@@ -28,11 +28,11 @@ use crate::http::io::Io;
 
 /// The open connections by file descriptor.
 #[derive(Debug, Default)]
-pub(super) struct Lines(Mutex<HashMap<RawFd, Arc<Line>>>);
+pub(super) struct Connections(Mutex<HashMap<RawFd, Arc<TrackedConnection>>>);
 
 /// One connection. The exchange that uses it holds it, too.
 #[derive(Debug)]
-pub(super) struct Line {
+pub(super) struct TrackedConnection {
     /// A duplicate file descriptor of the socket, so that it can be shut down whatever Pingora does with its own.
     socket: OwnedFd,
     endpoint: Arc<Endpoint>,
@@ -45,51 +45,53 @@ pub(super) struct Line {
     waiting: Mutex<Vec<ThreadDone>>,
 }
 
-impl Lines {
+impl Connections {
     /// The connection with this file descriptor, for an exchange that begins to use it.
-    pub(super) fn take(&self, file: RawFd) -> Option<Arc<Line>> {
-        let line = self.open().get(&file).map(Arc::clone)?;
-        line.is_new.store(false, Ordering::Relaxed);
-        Some(line)
+    pub(super) fn take(&self, file: RawFd) -> Option<Arc<TrackedConnection>> {
+        let connection = self.open().get(&file).map(Arc::clone)?;
+        connection.is_new.store(false, Ordering::Relaxed);
+        Some(connection)
     }
 
     /// Closes idle connections to a server. One that an exchange takes at this moment is closed as well: the exchange
     /// meets a stale connection, as it would have a moment later.
     pub(super) fn forget(&self, server: Incarnation) {
-        self.close(|line| line.server == server);
+        self.close(|connection| connection.server == server);
     }
 
     /// Closes idle connections that may lead to another server.
     pub(super) fn sweep(&self) {
-        self.close(|line| line.endpoint.incarnation() != line.server);
+        self.close(|connection| connection.endpoint.incarnation() != connection.server);
     }
 
-    fn close(&self, is_meant: impl Fn(&Line) -> bool) {
-        for line in self.open().values().filter(|line| line.is_idle() && is_meant(line)) {
-            line.shut_down();
+    fn close(&self, is_meant: impl Fn(&TrackedConnection) -> bool) {
+        for connection in self.open().values().filter(|connection| connection.is_idle() && is_meant(connection)) {
+            connection.shut_down();
         }
     }
 
-    /// Ends connections when the admin API kills them, as long as `lines` exists.
-    pub(super) async fn follow(lines: Weak<Self>, control: Arc<Control>) {
+    /// Ends connections when the admin API kills them, as long as `connections` exists.
+    pub(super) async fn close_killed(connections: Weak<Self>, control: Arc<Control>) {
         let mut kills = control.kills();
         while let Some(done) = kills.recv().await {
-            let Some(lines) = lines.upgrade() else { return };
-            for line in lines.open().values().filter(|line| line.endpoint.is_killed(line.server)) {
-                if !line.is_idle() {
-                    line.waiting.lock().unwrap_or_else(PoisonError::into_inner).push(done.clone());
+            let Some(connections) = connections.upgrade() else { return };
+            for connection in
+                connections.open().values().filter(|connection| connection.endpoint.is_killed(connection.server))
+            {
+                if !connection.is_idle() {
+                    connection.waiting.lock().unwrap_or_else(PoisonError::into_inner).push(done.clone());
                 }
-                line.shut_down();
+                connection.shut_down();
             }
         }
     }
 
-    fn open(&self) -> MutexGuard<'_, HashMap<RawFd, Arc<Line>>> {
+    fn open(&self) -> MutexGuard<'_, HashMap<RawFd, Arc<TrackedConnection>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Line {
+impl TrackedConnection {
     /// The server to which it leads.
     pub(super) fn server(&self) -> Incarnation {
         self.server
@@ -109,26 +111,26 @@ impl Line {
 
 /// How to connect to an endpoint.
 #[derive(Debug)]
-pub(super) struct Way {
+pub(super) struct BackendConnector {
     pub endpoint: Arc<Endpoint>,
     pub server: Incarnation,
     pub transport: Arc<Transport>,
-    pub lines: Arc<Lines>,
+    pub connections: Arc<Connections>,
     /// Set if the request asks to switch protocols: receives the file descriptor, which Pingora does not know in this
     /// case.
     pub tunnel: Option<Arc<AtomicI32>>,
 }
 
-impl Way {
+impl BackendConnector {
     async fn connected(&self) -> Result<Stream, AttemptError> {
         let address = self.endpoint.address().ok_or(Failure::Unresolved)?;
         let (backend, transport) = (&self.endpoint.backend.address, &self.transport);
         let io = Io::connect(&Dial { backend, address, transport, header: &[] }).await?;
         // Configurations with TLS to backends are rejected.
         let socket = io.socket().filter(|_| !io.is_tls()).ok_or(Failure::Internal)?;
-        let (line, file) = (self.line(socket)?, socket.as_raw_fd());
-        let closing = Closing { lines: Arc::clone(&self.lines), file };
-        self.lines.open().insert(file, Arc::new(line));
+        let (connection, file) = (self.connection(socket)?, socket.as_raw_fd());
+        let closing = Closing { connections: Arc::clone(&self.connections), file };
+        self.connections.open().insert(file, Arc::new(connection));
         if let Some(tunnel) = &self.tunnel {
             tunnel.store(file, Ordering::Relaxed);
             let tunnel = Tunnel { io, is_new: true, closing };
@@ -143,8 +145,8 @@ impl Way {
         Ok(stream)
     }
 
-    fn line(&self, socket: BorrowedFd<'_>) -> Result<Line, AttemptError> {
-        Ok(Line {
+    fn connection(&self, socket: BorrowedFd<'_>) -> Result<TrackedConnection, AttemptError> {
+        Ok(TrackedConnection {
             socket: socket.try_clone_to_owned().map_err(|_| Failure::OutOfResources)?,
             endpoint: Arc::clone(&self.endpoint),
             server: self.server,
@@ -156,7 +158,7 @@ impl Way {
 }
 
 /// Implemented without the macro `async_trait`.
-impl Connect for Way {
+impl Connect for BackendConnector {
     fn connect<'s, 'a, 'f>(
         &'s self,
         _: &'a SocketAddr,
@@ -174,7 +176,7 @@ impl Connect for Way {
 /// can have the same number yet.
 #[derive(Debug, Clone)]
 struct Closing {
-    lines: Arc<Lines>,
+    connections: Arc<Connections>,
     file: RawFd,
 }
 
@@ -182,7 +184,7 @@ impl Tracing for Closing {
     fn on_connected(&self) {}
 
     fn on_disconnected(&self) {
-        self.lines.open().remove(&self.file);
+        self.connections.open().remove(&self.file);
     }
 
     fn boxed_clone(&self) -> Box<dyn Tracing> {

@@ -36,7 +36,7 @@ fn names_in_the_walkthroughs_exist_where_they_say() {
 #[test]
 fn pingora_is_used_only_where_the_decision_allows() {
     let page = read(&root().join("docs/decisions/engine.md"));
-    let told: BTreeSet<_> =
+    let listed: BTreeSet<_> =
         links_of(&page).filter_map(|link| link.strip_prefix("../../lb/src/")).map(str::to_owned).collect();
     let sources = root().join("lb/src");
     let names_it = |file: &PathBuf| {
@@ -49,7 +49,7 @@ fn pingora_is_used_only_where_the_decision_allows() {
     let mut found = 0;
     // What is made for servers of Pingora names it throughout; lib.rs only lists modules.
     for file in named.filter(|file| !file.starts_with("pingora") && file != "lib.rs") {
-        assert!(told.contains(&file), "docs/decisions/engine.md does not say what of Pingora {file} uses");
+        assert!(listed.contains(&file), "docs/decisions/engine.md does not say what of Pingora {file} uses");
         found += 1;
     }
     assert!(found > 0, "nobody uses Pingora any more: docs/decisions/engine.md should say so");

@@ -256,8 +256,8 @@ async fn the_configuration_in_force_omits_settings_that_need_a_restart() {
     let settings = ["[log] level debug instead of info".to_owned(), format!("[server] threads 7 instead of {threads}")];
     let warned = settings.each_ref().map(|setting| format!("{setting}, which takes effect at the next start"));
     let admin = format!("http://{}", balancer.admin_address());
-    let told = async |command: &[&str]| evenkeel([command, &["--admin", &admin]].concat()).await.stdout;
-    assert!(!told(&["status"]).await.contains("from the next start on"));
+    let stdout_of = async |command: &[&str]| evenkeel([command, &["--admin", &admin]].concat()).await.stdout;
+    assert!(!stdout_of(&["status"]).await.contains("from the next start on"));
     let (more, config_with) = ("[log]\nlevel = \"debug\"", config.clone().server("threads = 7"));
     balancer.configure(&config_with.listener("lingering_time = \"7s\"").section(more));
     for _ in 0..2 {
@@ -265,8 +265,8 @@ async fn the_configuration_in_force_omits_settings_that_need_a_restart() {
         assert_eq!(answer["warnings"], json!(warned));
         let differs: String =
             settings.iter().map(|setting| format!("in the file, from the next start on: {setting}\n")).collect();
-        assert_eq!(told(&["config", "--diff"]).await, differs);
-        let status = told(&["status"]).await;
+        assert_eq!(stdout_of(&["config", "--diff"]).await, differs);
+        let status = stdout_of(&["status"]).await;
         let lines = format!("\nIn the file, from the next start on:\n  {}\n", settings.join("\n  "));
         assert!(status.ends_with(&lines), "{status}");
         let in_force = balancer.change("GET", "/admin/config", None).await;
@@ -277,7 +277,7 @@ async fn the_configuration_in_force_omits_settings_that_need_a_restart() {
     balancer.configure(&config);
     let answer = balancer.change("POST", "/admin/reload", None).await;
     assert_eq!(answer["warnings"], json!([]), "the file says again what runs");
-    assert!(told(&["config", "--diff"]).await.starts_with("the configuration in force is that of"));
+    assert!(stdout_of(&["config", "--diff"]).await.starts_with("the configuration in force is that of"));
 }
 
 #[tokio::test]

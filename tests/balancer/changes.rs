@@ -72,9 +72,9 @@ async fn a_dry_run_reports_the_effects_and_changes_nothing() {
     held.send(Request::get("/hold").to_bytes()).await;
     eventually("the request arrived", async || a.heads() == 1).await;
     let (version, address) = (balancer.version().await, a.address().to_string());
-    let told = run(&balancer, &["drain", &address, "--dry-run"]).await;
+    let output = run(&balancer, &["drain", &address, "--dry-run"]).await;
     assert_eq!(
-        told,
+        output,
         format!(
             "dry run: pool app: backend {address} draining instead of active\n  \
              {address}: takes nothing new and is still probed; 1 exchange in flight goes on to its end\n  \
@@ -88,8 +88,8 @@ async fn a_dry_run_reports_the_effects_and_changes_nothing() {
         (vec!["backend", "remove", &address, "--dry-run"], "removed"),
         (vec!["undrain", &address, "--dry-run"], "this is so already"),
     ] {
-        let told = run(&balancer, &arguments).await;
-        assert!(told.starts_with("dry run: ") && told.contains(words), "{arguments:?}: {told}");
+        let output = run(&balancer, &arguments).await;
+        assert!(output.starts_with("dry run: ") && output.contains(words), "{arguments:?}: {output}");
     }
     assert_eq!(balancer.version().await, version);
     assert_eq!(recorded(&balancer).await, [Value::Null; 0]);
@@ -109,8 +109,8 @@ async fn undo_restores_what_no_later_change_touched() {
     balancer.patch(&a, json!({ "weight": 4 })).await;
     balancer.patch(&a, json!({ "weight": 5 })).await;
 
-    let told = run(&balancer, &["undo", "1"]).await;
-    assert_eq!(told, "pool app: algorithm weighted instead of ip-hash\n");
+    let output = run(&balancer, &["undo", "1"]).await;
+    assert_eq!(output, "pool app: algorithm weighted instead of ip-hash\n");
     assert_eq!(balancer.algorithm().await, "weighted");
     run(&balancer, &["undo", "2"]).await;
     balancer.sees(&b, "healthy").await;
@@ -234,13 +234,13 @@ async fn a_reload_reports_what_it_changed() {
     let [a, b] = Origin::several(["a", "b"]).await;
     let balancer = Balancer::start(Config::of([&a, &b])).await;
     balancer.configure(&Config::of([&a]).app(|pool| pool.set("response_timeout = \"7s\"\nretry_timeout = \"60s\"")));
-    let told = run(&balancer, &["reload"]).await;
+    let output = run(&balancer, &["reload"]).await;
     for words in [&format!("pool app: backend {} removed", b.address()), "pool app: response_timeout 7s instead of 60s"]
     {
-        assert!(told.lines().any(|line| line == words), "{words} in\n{told}");
+        assert!(output.lines().any(|line| line == words), "{words} in\n{output}");
     }
-    let told = run(&balancer, &["reload"]).await;
-    assert!(told.starts_with("reloaded, version ") && told.ends_with(", nothing has changed\n"), "{told}");
+    let output = run(&balancer, &["reload"]).await;
+    assert!(output.starts_with("reloaded, version ") && output.ends_with(", nothing has changed\n"), "{output}");
 }
 
 #[tokio::test]
@@ -263,12 +263,12 @@ async fn taking_the_last_healthy_backend_out_needs_force() {
         );
     }
     let address = a.address().to_string();
-    let told = run(&balancer, &["drain", &address, "--dry-run"]).await;
+    let output = run(&balancer, &["drain", &address, "--dry-run"]).await;
     for words in ["draining instead of active", "it would be refused: no usable backend would be left", "--force"] {
-        assert!(told.contains(words), "{words} in\n{told}");
+        assert!(output.contains(words), "{words} in\n{output}");
     }
-    let told = run(&balancer, &["drain", &address, "--dry-run", "--force"]).await;
-    assert!(!told.contains("refused"), "{told}");
+    let output = run(&balancer, &["drain", &address, "--dry-run", "--force"]).await;
+    assert!(!output.contains("refused"), "{output}");
     assert_eq!(balancer.backend(&a).await["state"], "active");
     let admin = format!("http://{}", balancer.admin_address());
     let refused = evenkeel(["drain", &address, "--admin", &admin]).await;
@@ -311,8 +311,8 @@ async fn a_read_only_token_changes_nothing() {
     let (admin, token) = (format!("http://{}", balancer.admin_address()), balancer.file("read-token"));
     let token = token.to_str().expect("UTF-8");
     let refused = evenkeel(["algorithm", "ip-hash", "--admin", &admin, "--token-file", token]).await;
-    let said = "error: this token may only read: send the one of [admin] token_file: name the file";
-    assert!(!refused.status.success() && refused.stderr.starts_with(said), "{refused:?}");
+    let message = "error: this token may only read: send the one of [admin] token_file: name the file";
+    assert!(!refused.status.success() && refused.stderr.starts_with(message), "{refused:?}");
     balancer.token = Some("open-sesame-open-sesame".to_owned());
     balancer.switch_algorithm("ip-hash").await;
     // A token that was replaced in its file waits for the next start, and is shown nowhere.
@@ -346,9 +346,9 @@ async fn taking_the_last_active_backend_out_warns() {
         ("DELETE", &dry_run, None),
         ("PATCH", &path, Some(json!({ "state": "draining" }))),
     ] {
-        let told = balancer.change(method, path, body).await;
-        assert_eq!(told["warnings"], json!([WARNING]), "{told}");
-        assert_eq!(told["effects"][1], WARNING, "{told}");
+        let answer = balancer.change(method, path, body).await;
+        assert_eq!(answer["warnings"], json!([WARNING]), "{answer}");
+        assert_eq!(answer["effects"][1], WARNING, "{answer}");
     }
     assert_eq!(balancer.get("/").await.status, 503);
     let reload = balancer.change("POST", "/admin/reload?dry_run=true", None).await;
@@ -370,8 +370,8 @@ async fn a_file_without_an_active_backend_gives_a_warning() {
     let checked = evenkeel(["check", file.to_str().expect("text")]).await;
     assert!(checked.status.success() && checked.stderr.contains(&format!(": warning: {WARNING}")), "{checked:?}");
     let reload = balancer.change("POST", "/admin/reload?dry_run=true", None).await;
-    let told = reload["warnings"].to_string();
-    assert_eq!(told.matches(WARNING).count(), 1, "{reload}");
+    let warnings = reload["warnings"].to_string();
+    assert_eq!(warnings.matches(WARNING).count(), 1, "{reload}");
 }
 
 #[tokio::test]
@@ -386,8 +386,8 @@ async fn activating_a_backend_reports_whether_it_takes_traffic_at_once() {
         let active = balancer.change("PATCH", &dry_run, Some(json!({ "state": "active" }))).await;
         let undone = balancer.change("POST", &format!("/admin/changes/{change}/undo?dry_run=true"), None).await;
         let reset = balancer.change("POST", "/admin/reset?dry_run=true", None).await;
-        for told in [active, undone, reset] {
-            assert!(told["effects"][0].as_str().is_some_and(|effect| effect.ends_with(words)), "{state}: {told}");
+        for answer in [active, undone, reset] {
+            assert!(answer["effects"][0].as_str().is_some_and(|effect| effect.ends_with(words)), "{state}: {answer}");
         }
         balancer.patch(&a, json!({ "state": "active" })).await;
         balancer.sees(&a, "healthy").await;

@@ -30,16 +30,16 @@ async fn each_file_gets_exactly_the_expected_messages() {
     for name in files(|name| !name.ends_with(".clean.toml")) {
         let text = std::fs::read_to_string(Path::new(FOLDER).join(&name)).expect("readable");
         let outcome = check(&name).await;
-        let mut said: Vec<&str> = outcome.stderr.lines().collect();
+        let mut problems: Vec<&str> = outcome.stderr.lines().collect();
         let mut fails = false;
         for (line, words) in (1..).zip(text.lines()).filter_map(|(n, line)| Some((n, line.split_once(MARK)?))) {
             let (before, words) = words;
-            let place = if before.is_empty() { format!("{name}: ") } else { format!("{name}:{line}:") };
-            let told = said.iter().position(|told| told.starts_with(&place) && told.contains(words));
-            let told = told.unwrap_or_else(|| panic!("{place} {words:?} in\n{}", outcome.stderr));
-            fails |= !said.remove(told).contains(": warning: ");
+            let prefix = if before.is_empty() { format!("{name}: ") } else { format!("{name}:{line}:") };
+            let index = problems.iter().position(|problem| problem.starts_with(&prefix) && problem.contains(words));
+            let index = index.unwrap_or_else(|| panic!("{prefix} {words:?} in\n{}", outcome.stderr));
+            fails |= !problems.remove(index).contains(": warning: ");
         }
-        assert_eq!(said, [""; 0], "{name}");
+        assert_eq!(problems, [""; 0], "{name}");
         assert_eq!(outcome.status.success(), !fails, "{name}: {outcome:?}");
     }
 }
@@ -96,9 +96,9 @@ async fn start_reload_and_api_give_the_same_warnings_as_check() {
     let [a, b] = Origin::several(["a", "b"]).await;
     let pool = |algorithm| Pool::empty("app").weighted(&a, 1).weighted(&b, 2).algorithm(algorithm);
     let round_robin = Config::default().pool(pool("round-robin"));
-    let said = "pool \"app\" ignores its weights, since its algorithm is round-robin";
+    let message = "pool \"app\" ignores its weights, since its algorithm is round-robin";
     let mut balancer = Balancer::start(round_robin.clone()).await;
-    balancer.logs(&["WARN", "evenkeel.toml:", said]).await;
+    balancer.logs(&["WARN", "evenkeel.toml:", message]).await;
 
     balancer.configure(&Config::default().pool(pool("weighted")));
     let reload = balancer.change("POST", "/admin/reload", None).await;
@@ -106,15 +106,15 @@ async fn start_reload_and_api_give_the_same_warnings_as_check() {
     balancer.configure(&round_robin);
     let reload = balancer.change("POST", "/admin/reload", None).await;
     let warning = reload["warnings"][0].as_str().expect("a warning");
-    assert!(warning.contains("evenkeel.toml:") && warning.contains(said), "{reload}");
+    assert!(warning.contains("evenkeel.toml:") && warning.contains(message), "{reload}");
 
     let patch = balancer.patch(&a, json!({ "weight": 5 })).await;
-    assert!(patch["warnings"][0].as_str().is_some_and(|warning| warning.starts_with(said)), "{patch}");
+    assert!(patch["warnings"][0].as_str().is_some_and(|warning| warning.starts_with(message)), "{patch}");
     let switch = balancer.switch_algorithm("weighted").await;
     assert_eq!(switch["warnings"], json!([]));
     let admin = format!("http://{}", balancer.admin_address());
     let outcome = evenkeel(["algorithm", "round-robin", "--admin", &admin]).await;
-    assert!(outcome.status.success() && outcome.stderr.contains(said), "{outcome:?}");
+    assert!(outcome.status.success() && outcome.stderr.contains(message), "{outcome:?}");
 
     let itself = json!({ "address": balancer.address().to_string(), "state": "down" });
     let added = balancer.change("POST", "/admin/pools/app/backends", Some(itself)).await;
@@ -132,13 +132,13 @@ async fn start_and_reload_warn_of_unreachable_routes() {
         );
         Config::of([&a]).sites(&format!("[[site]]\nhosts = [\"\"]\n{routes}"))
     };
-    let said = "no request can reach this route";
+    let message = "no request can reach this route";
     let balancer = Balancer::start(config("^/")).await;
-    balancer.logs(&["WARN", "evenkeel.toml:", said]).await;
+    balancer.logs(&["WARN", "evenkeel.toml:", message]).await;
     for (regex, is_told) in [("^/x", false), ("^/", true)] {
         balancer.configure(&config(regex));
         let reload = balancer.change("POST", "/admin/reload", None).await;
-        assert_eq!(reload["warnings"].to_string().contains(said), is_told, "{reload}");
+        assert_eq!(reload["warnings"].to_string().contains(message), is_told, "{reload}");
     }
 }
 

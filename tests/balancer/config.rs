@@ -68,10 +68,11 @@ async fn check_reports_every_problem_with_its_position() {
     assert!(!outcome.status.success());
     let report = format!("{}{}", outcome.stdout, outcome.stderr);
     for (line, word) in PROBLEMS {
-        let place = format!(":{line}:");
-        let told =
-            report.lines().any(|told| told.contains("wrong.toml") && told.contains(&place) && told.contains(word));
-        assert!(told, "line {line}, {word}, in\n{report}");
+        let line_number = format!(":{line}:");
+        let is_reported = report
+            .lines()
+            .any(|line| line.contains("wrong.toml") && line.contains(&line_number) && line.contains(word));
+        assert!(is_reported, "line {line}, {word}, in\n{report}");
     }
 }
 
@@ -82,9 +83,9 @@ async fn an_unknown_algorithm_is_answered_with_the_valid_ones() {
     std::fs::write(&file, WRONG).expect("a writable directory");
     let outcome = evenkeel(["check".as_ref(), file.as_os_str()]).await;
     let report = format!("{}{}", outcome.stdout, outcome.stderr);
-    let told = report.lines().find(|line| line.contains("fastest")).expect("the problem");
+    let problem = report.lines().find(|line| line.contains("fastest")).expect("the problem");
     for choice in ["round-robin", "weighted", "least-connections", "ip-hash"] {
-        assert!(told.contains(choice), "{told}");
+        assert!(problem.contains(choice), "{problem}");
     }
 }
 

@@ -98,7 +98,7 @@ fn request(random: &mut Random, port: u16) -> Request {
 }
 
 /// What was told of a head: its first line, then its fields, without those that differ from one request to the next.
-fn told<'a>(first: &str, fields: impl Iterator<Item = (&'a str, &'a str)>) -> Vec<String> {
+fn head_lines<'a>(first: &str, fields: impl Iterator<Item = (&'a str, &'a str)>) -> Vec<String> {
     let varies = ["x-request-id", "cdn-loop", "date", "connection"];
     let fields = fields.filter(|(name, _)| !varies.contains(&name.to_ascii_lowercase().as_str()));
     std::iter::once(first.to_owned()).chain(fields.map(|(name, value)| format!("{name}: {value}"))).collect()
@@ -108,13 +108,15 @@ fn told<'a>(first: &str, fields: impl Iterator<Item = (&'a str, &'a str)>) -> Ve
 async fn done(balancer: &Balancer, origin: &Origin, request: &Request) -> (Option<String>, Vec<String>) {
     let before = origin.requests().len();
     let reply = balancer.send(request).await;
-    let place = reply.field("x-where").map(str::to_owned);
+    let matched = reply.field("x-where").map(str::to_owned);
     fn pairs(fields: &[(String, String)]) -> impl Iterator<Item = (&str, &str)> {
         fields.iter().map(|(name, value)| (name.as_str(), value.as_str()))
     }
     match origin.requests().get(before) {
-        Some(sent) => (place, told(&format!("{} {} HTTP/1.1", sent.method, sent.target), pairs(&sent.fields.0))),
-        None => (place, told(&reply.status.to_string(), pairs(&reply.fields.0))),
+        Some(sent) => {
+            (matched, head_lines(&format!("{} {} HTTP/1.1", sent.method, sent.target), pairs(&sent.fields.0)))
+        }
+        None => (matched, head_lines(&reply.status.to_string(), pairs(&reply.fields.0))),
     }
 }
 
@@ -139,8 +141,8 @@ async fn explained(balancer: &Balancer, request: &Request) -> (Option<String>, V
     let first = head.first().expect("a head").to_owned();
     let first = first.strip_prefix("HTTP/1.1 ").and_then(|rest| rest.split(' ').next()).unwrap_or(first);
     let fields = head[1..].iter().filter_map(|line| line.split_once(": "));
-    let place = site.zip(route).map(|(site, route)| format!("{site}|{route}"));
-    (place, told(first, fields), text.clone())
+    let matched = site.zip(route).map(|(site, route)| format!("{site}|{route}"));
+    (matched, head_lines(first, fields), text.clone())
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -194,8 +196,8 @@ async fn explain_names_the_line_of_every_setting() {
         let at = text.lines().position(|line| line.starts_with(key)).expect("it is there");
         format!("evenkeel.toml:{}", at + 1)
     };
-    let told = explain("http://a/").await;
-    for (key, said) in [
+    let explanation = explain("http://a/").await;
+    for (key, source) in [
         ("min_rate", line("min_rate")),
         ("retries", line("retries")),
         ("body_timeout", format!("{}, listener 127.0.0.1:80", line("body_timeout"))),
@@ -209,8 +211,8 @@ async fn explain_names_the_line_of_every_setting() {
         ("ejection", line("[pool.ejection]")),
         ("algorithm", "default".to_owned()),
     ] {
-        let shown = told.lines().find(|line| line.starts_with(&format!("  {key} = "))).unwrap_or_default();
-        assert!(shown.ends_with(&format!("  ({said})")), "{key}: {said}\n{told}");
+        let shown = explanation.lines().find(|line| line.starts_with(&format!("  {key} = "))).unwrap_or_default();
+        assert!(shown.ends_with(&format!("  ({source})")), "{key}: {source}\n{explanation}");
     }
     let spare = explain("http://a:81/spare").await;
     for expected in ["(default, listener other)", "(default, pool spare)", "settings of pool spare"] {

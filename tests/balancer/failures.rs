@@ -104,9 +104,9 @@ async fn responses_over_our_limits_are_neither_retried_nor_counted_as_failures()
         eventually(word, async || refusals().await == 4.0).await;
         if !logged.is_empty() {
             balancer.logs(&["WARN", logged]).await;
-            let said = balancer.log();
-            assert!(!said.contains("limit=32768 value="), "how long the head is in all is not known: {said}");
-            assert!(word != "response-too-many-fields" || said.contains("limit=100 value=101"), "{said}");
+            let log = balancer.log();
+            assert!(!log.contains("limit=32768 value="), "how long the head is in all is not known: {log}");
+            assert!(word != "response-too-many-fields" || log.contains("limit=100 value=101"), "{log}");
         }
     }
 }
@@ -336,9 +336,9 @@ async fn are_served(balancer: &Balancer, count: f64) {
 
 /// Reads to the end: how much came, and whether it was an orderly one.
 async fn read_to_end(stream: &mut (impl AsyncRead + Unpin)) -> (usize, bool) {
-    let mut came = Vec::new();
-    let ended = within("the end", stream.read_to_end(&mut came)).await;
-    (came.len(), ended.is_ok())
+    let mut received = Vec::new();
+    let ended = within("the end", stream.read_to_end(&mut received)).await;
+    (received.len(), ended.is_ok())
 }
 
 // A client that closes its side is taken for one that has left, and what it had been sent was taken back by a reset.

@@ -65,11 +65,11 @@ async fn a_drain_deadline_ends_open_exchanges() {
     assert_eq!(short.exchange(&Request::get("/")).await.status, 204);
 
     let address = a.address().to_string();
-    let told = cli(&balancer, &["drain", &address, "--deadline", "300ms", "--dry-run"]).await;
-    assert!(told.contains("what is still open after 300ms is killed"), "{told}");
+    let output = cli(&balancer, &["drain", &address, "--deadline", "300ms", "--dry-run"]).await;
+    assert!(output.contains("what is still open after 300ms is killed"), "{output}");
     socket.echo("still open").await;
-    let told = cli(&balancer, &["drain", &address, "--deadline", "300ms"]).await;
-    assert_eq!(told, format!("{address} in pool app: draining, weight 1, nothing in flight\n2 exchanges killed\n"));
+    let output = cli(&balancer, &["drain", &address, "--deadline", "300ms"]).await;
+    assert_eq!(output, format!("{address} in pool app: draining, weight 1, nothing in flight\n2 exchanges killed\n"));
     socket.ended().await;
     let (came, _) = download.rest().await;
     assert!(came.len() < 1000, "{} bytes of 1000000 came", came.len());
@@ -151,8 +151,8 @@ async fn reactivating_a_backend_cancels_its_drain_deadline() {
             assert!(status.contains(", killed in "), "{status}");
             if words == "not drained" {
                 // Another operator, who does not know of the deadline.
-                let told = cli(&balancer, &["drain", &address]).await;
-                assert!(told.contains("draining, weight 1, 1 in flight, killed in 60m"), "{told}");
+                let output = cli(&balancer, &["drain", &address]).await;
+                assert!(output.contains("draining, weight 1, 1 in flight, killed in 60m"), "{output}");
                 balancer.patch(&a, json!({ "state": "active" })).await;
             } else {
                 balancer.change("POST", "/admin/pools/app/backends", Some(json!({ "address": address }))).await;
@@ -189,8 +189,8 @@ async fn a_drain_deadline_ends_sticky_grace_and_a_drain_waits_for_it() {
         let is_kept = async || balancer.backend(&a).await["grace_seconds"].is_number();
         eventually("the grace has begun", is_kept).await;
         assert_eq!(visit().await, "a");
-        let told = cli(&balancer, &["drain", a.address().to_string().as_str()]).await;
-        assert!(told.contains("takes its sticky clients for another "), "{told}");
+        let output = cli(&balancer, &["drain", a.address().to_string().as_str()]).await;
+        assert!(output.contains("takes its sticky clients for another "), "{output}");
         let mut held = balancer.connect().await;
         held.send(Request::get("/hold").with("Cookie", &cookie).to_bytes()).await;
         held

@@ -96,17 +96,17 @@ async fn trusted_proxies_are_matched_by_the_address_in_the_proxy_header() {
     let mut balancer = Balancer::prepare(&config("192.0.2.7"));
     balancer.launch();
     balancer.ready().await;
-    let told = async |balancer: &Balancer| {
+    let forwarded_for = async |balancer: &Balancer| {
         let mut wire = balancer.connect().await;
         wire.send("PROXY TCP4 192.0.2.7 10.0.0.1 56324 443\r\n").await;
         assert_eq!(wire.exchange(&Request::get("/").with("X-Forwarded-For", "203.0.113.1")).await.status, 200);
         told_client(&a)
     };
-    assert_eq!(told(&balancer).await, "203.0.113.1, 192.0.2.7");
+    assert_eq!(forwarded_for(&balancer).await, "203.0.113.1, 192.0.2.7");
     // The sender of the header is no peer of the request.
     balancer.configure(&config("127.0.0.1"));
     assert_eq!(balancer.admin("POST", "/admin/reload", None).await.status, 200);
-    assert_eq!(told(&balancer).await, "192.0.2.7");
+    assert_eq!(forwarded_for(&balancer).await, "192.0.2.7");
 }
 
 #[tokio::test]

@@ -104,8 +104,8 @@ async fn routes_are_chosen_as_nginx_chooses_locations() {
         for _ in 0..PATHS_OF_EACH {
             let request = Request::get(&path(&mut numbers)).with("Host", &format!("s{index}"));
             let (our, their) = (ours.exchange(&request).await, theirs.exchange(&request).await);
-            let told = |status, text: String| (status, if status == 200 { text } else { String::new() });
-            let (our, their) = (told(our.status, our.text()), told(their.status, their.text()));
+            let comparable = |status, text: String| (status, if status == 200 { text } else { String::new() });
+            let (our, their) = (comparable(our.status, our.text()), comparable(their.status, their.text()));
             assert_eq!(our, their, "{} of s{index}, where nginx chose the latter", request.target);
             match our.0 {
                 200 => chosen += 1,

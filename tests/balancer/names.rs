@@ -473,9 +473,9 @@ async fn check_resolves_names_as_a_running_balancer_does() {
         ("dead.test:80", "no DNS server answers in time"),
         ("srv:_http._gone.test", "_http._gone.test. does not exist"),
     ] {
-        let told = format!("warning: the name of backend {name} does not resolve here: {answer}");
-        let line = checked.stderr.lines().find(|line| line.contains(&told));
-        let line = line.unwrap_or_else(|| panic!("{told:?} in\n{}", checked.stderr));
+        let warning = format!("warning: the name of backend {name} does not resolve here: {answer}");
+        let line = checked.stderr.lines().find(|line| line.contains(&warning));
+        let line = line.unwrap_or_else(|| panic!("{warning:?} in\n{}", checked.stderr));
         assert!(line.ends_with(&format!(" (DNS: {})", dns.address())), "{line}");
     }
     assert_eq!(checked.stderr.lines().count(), 4, "{}", checked.stderr);

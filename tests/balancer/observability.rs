@@ -404,8 +404,8 @@ async fn a_log_that_cannot_be_opened_is_named() {
         let mut balancer = Balancer::prepare(&config);
         balancer.launch();
         assert!(!balancer.process().end().await.success());
-        let said = balancer.log();
-        assert!(said.contains("cannot write to /proc/nowhere/x.log") && said.contains(setting), "{said}");
+        let log = balancer.log();
+        assert!(log.contains("cannot write to /proc/nowhere/x.log") && log.contains(setting), "{log}");
     }
 }
 

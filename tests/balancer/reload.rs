@@ -171,11 +171,12 @@ async fn refused(balancer: &mut Balancer, by: By) -> String {
         By::Signal => {
             let before = balancer.log().len();
             balancer.signal(Signal::SIGHUP);
-            let told = || balancer.log().split_off(before);
-            eventually("the refusal", async || told().contains("the configuration is not reloaded")).await;
+            let new_log = || balancer.log().split_off(before);
+            eventually("the refusal", async || new_log().contains("the configuration is not reloaded")).await;
             // The reasons come after it, each in a line.
-            eventually("the reason", async || told().lines().filter(|line| line.contains("ERROR")).count() > 1).await;
-            told()
+            eventually("the reason", async || new_log().lines().filter(|line| line.contains("ERROR")).count() > 1)
+                .await;
+            new_log()
         }
     }
 }
@@ -286,9 +287,9 @@ async fn a_listener_that_cannot_be_opened_fails_the_whole_reload() {
             let version = balancer.version().await;
             let before = sockets(&mut balancer);
             balancer.configure(&config.clone().listener("max_body_bytes = 1").section(more));
-            let told = refused(&mut balancer, by).await;
+            let reasons = refused(&mut balancer, by).await;
             for word in words {
-                assert!(told.contains(word), "{word:?} in {told}");
+                assert!(reasons.contains(word), "{word:?} in {reasons}");
             }
             assert_eq!(balancer.version().await, version);
             assert!(Wire::try_connect(free.address()).await.is_err(), "{more}");
@@ -302,9 +303,9 @@ async fn a_listener_that_cannot_be_opened_fails_the_whole_reload() {
     assert_eq!(reply.status, 400);
     assert!(reply.text().contains(&busy), "{}", reply.text());
     balancer.configure(&config.clone().section(&listener(free.address(), "")));
-    let told = balancer.change("POST", "/admin/reload?dry_run=true", None).await;
-    assert_eq!(told["changes"], json!([format!("listener {} added", free.address())]));
-    assert_eq!(told["dry_run"], true);
+    let answer = balancer.change("POST", "/admin/reload?dry_run=true", None).await;
+    assert_eq!(answer["changes"], json!([format!("listener {} added", free.address())]));
+    assert_eq!(answer["dry_run"], true);
     assert!(Wire::try_connect(free.address()).await.is_err());
     take_up(&mut balancer, By::Api).await;
     assert_eq!(Wire::connect(free.address()).await.exchange(&Request::get("/")).await.status, 200);
@@ -513,11 +514,11 @@ async fn tls_can_be_turned_on_and_off_and_certificates_are_read_again() {
     balancer.configure(&config.clone().listener("tls = { certificate = \"cert.pem\", key = \"key.pem\" }"));
     take_up(&mut balancer, By::Signal).await;
     // Which file, for whom, until when.
-    let told = |names: &str, until: &str| {
+    let message = |names: &str, until: &str| {
         let file = balancer.file("cert.pem").display().to_string();
         format!("listener {}: certificate {file} for {names}, valid until {until}", balancer.address())
     };
-    let first = told("localhost", "2126-10-28");
+    let first = message("localhost", "2126-10-28");
     balancer.logs(&[&first]).await;
     assert_eq!(
         balancer.change("POST", "/admin/reload", None).await["changes"],
@@ -530,7 +531,7 @@ async fn tls_can_be_turned_on_and_off_and_certificates_are_read_again() {
     let renewed = balancer.change("POST", "/admin/reload", None).await["changes"].clone();
     let [renewed] = renewed.as_array().expect("a list").as_slice() else { panic!("{renewed}") };
     assert!(
-        renewed.as_str().is_some_and(|text| text.starts_with(&told("shop.example, *.shop.example", ""))),
+        renewed.as_str().is_some_and(|text| text.starts_with(&message("shop.example, *.shop.example", ""))),
         "{renewed}"
     );
     for file in ["cert.pem", "key.pem"] {

@@ -40,7 +40,7 @@ impl Shop {
         let (reply, _) = client.begin(other.body(()).expect("a request"), true).await;
         let other = http2::reply(reply).await.expect("a response");
         let reply = self.send(request).await;
-        let told = |reply: &Reply| {
+        let comparable = |reply: &Reply| {
             let own = ["date", "x-request-id", "connection", "strict-transport-security"];
             let mut fields: Vec<_> =
                 reply.fields.0.iter().map(|(name, value)| (name.to_ascii_lowercase(), value.clone())).collect();
@@ -48,7 +48,7 @@ impl Shop {
             fields.sort();
             (reply.status, fields, reply.text())
         };
-        assert_eq!(told(&reply), told(&other), "{}", request.target);
+        assert_eq!(comparable(&reply), comparable(&other), "{}", request.target);
         reply
     }
 }

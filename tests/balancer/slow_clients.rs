@@ -140,8 +140,8 @@ async fn a_backend_that_gives_up_on_a_slow_body_has_not_failed() {
         assert_eq!(wire.reply().await.status, 502);
         let backend = balancer.backend(&a).await;
         assert_eq!((&backend["failures"], &backend["status"]), (&0.into(), &"healthy".into()));
-        let told = async || balancer.metrics().await.sum("evenkeel_refusals_total", &reason) == count;
-        eventually("it is told", told).await;
+        let is_counted = async || balancer.metrics().await.sum("evenkeel_refusals_total", &reason) == count;
+        eventually("it is told", is_counted).await;
     }
 }
 

@@ -125,12 +125,12 @@ async fn a_runtime_change_that_the_file_overrides_is_reported_with_both_values()
     balancer.patch(&a, json!({ "weight": 3 })).await;
     balancer.configure(&Config::default().pool(Pool::empty("app").weighted(&a, 5)));
     let reload = balancer.change("POST", "/admin/reload", None).await;
-    let said = format!(
+    let message = format!(
         "a change made at run time is dropped, since the file has changed: pool app: backend {} weight 3 instead of 1 \
          (the file now says: active, weight 5)",
         a.address()
     );
-    assert_eq!(reload["warnings"], json!([said]));
+    assert_eq!(reload["warnings"], json!([message]));
     assert_eq!(wishes(&balancer).await, json!(["weighted", [a.address().to_string(), 5, "active"]]));
 }
 

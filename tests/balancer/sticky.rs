@@ -260,8 +260,8 @@ async fn the_grace_applies_only_to_healthy_backends_that_stay_in_the_pool() {
     eventually("it is in flight", async || balancer.in_flight().await == 1).await;
     let draining = json!({ "state": "draining" });
     let dry_run = format!("{}?dry_run=true", backend_path(&a));
-    let told = balancer.change("PATCH", &dry_run, Some(draining.clone())).await["effects"].to_string();
-    assert!(told.contains("takes only its sticky clients for 3600s, then nothing new"), "{told}");
+    let effects = balancer.change("PATCH", &dry_run, Some(draining.clone())).await["effects"].to_string();
+    assert!(effects.contains("takes only its sticky clients for 3600s, then nothing new"), "{effects}");
     balancer.patch(&a, draining).await;
     assert_eq!(visit().await, "a");
     a.set_health(Health::Status(503));

@@ -160,12 +160,12 @@ async fn a_site_may_pin_a_certificate() {
     }
     let wrong = Balancer::prepare(&certificates.config(&a, "").sites(&site("a.example", &pin("three.pem"))));
     let outcome = evenkeel([Path::new("check"), &wrong.config_file()]).await;
-    let said = format!(
+    let message = format!(
         "site.certificate is {}, but its listeners have {}",
         certificates.text("three.pem"),
         certificates.text("one.pem")
     );
-    assert!(!outcome.status.success() && outcome.stderr.contains(&said), "{outcome:?}");
+    assert!(!outcome.status.success() && outcome.stderr.contains(&message), "{outcome:?}");
 }
 
 #[tokio::test]
@@ -214,25 +214,25 @@ async fn a_key_may_be_encrypted() {
         outcome.stderr
     };
     std::fs::write(certificates.path("shop.pass"), "wrong").expect("our folder");
-    let said = check().await;
+    let output = check().await;
     assert!(
-        said.contains(&format!("the password in {} does not open the key in {key}", certificates.text("shop.pass"))),
-        "{said}"
+        output.contains(&format!("the password in {} does not open the key in {key}", certificates.text("shop.pass"))),
+        "{output}"
     );
     std::fs::remove_file(certificates.path("shop.pass")).expect("our file");
-    let said = check().await;
-    assert!(said.contains(&format!("the key in {key} is encrypted: write password_file")), "{said}");
+    let output = check().await;
+    assert!(output.contains(&format!("the key in {key} is encrypted: write password_file")), "{output}");
     let traditional = ["rsa", "-aes256", "-traditional", "-in", &plain, "-out", &key, "-passout", "pass:correct horse"];
     openssl(&traditional).await.success();
-    let said = check().await;
+    let output = check().await;
     assert!(
-        said.contains(&format!("convert it by \"openssl pkcs8 -topk8 -v2 aes-256-cbc -in {key} -out NEW\"")),
-        "{said}"
+        output.contains(&format!("convert it by \"openssl pkcs8 -topk8 -v2 aes-256-cbc -in {key} -out NEW\"")),
+        "{output}"
     );
     // The command that is told does it.
     let new = certificates.text("new");
-    let told = ["pkcs8", "-topk8", "-v2", "aes-256-cbc", "-in", &key, "-out", &new];
-    openssl(&[&told[..], &["-passin", "pass:correct horse", "-passout", "pass:correct horse"]].concat())
+    let arguments = ["pkcs8", "-topk8", "-v2", "aes-256-cbc", "-in", &key, "-out", &new];
+    openssl(&[&arguments[..], &["-passin", "pass:correct horse", "-passout", "pass:correct horse"]].concat())
         .await
         .success();
     std::fs::rename(new, &key).expect("our file");
@@ -258,7 +258,7 @@ async fn all_problems_with_files_are_reported_at_once() {
     let outcome = evenkeel([Path::new("check"), &balancer.config_file()]).await;
     assert!(!outcome.status.success(), "{outcome:?}");
     let text = |file: &str| certificates.text(file);
-    for said in [
+    for message in [
         format!(
             "listener.tls.certificates: {} is not a valid PEM file: a section has no end; is it written whole?",
             text("half.pem")
@@ -275,7 +275,7 @@ async fn all_problems_with_files_are_reported_at_once() {
             balancer.file("none.pem").display()
         ),
     ] {
-        assert!(outcome.stderr.contains(&said), "{said}\n{}", outcome.stderr);
+        assert!(outcome.stderr.contains(&message), "{message}\n{}", outcome.stderr);
     }
     assert_eq!(outcome.stderr.lines().count(), 5, "{}", outcome.stderr);
 
@@ -283,11 +283,11 @@ async fn all_problems_with_files_are_reported_at_once() {
     balancer
         .configure(&Config::of([&a]).listener(&format!("tls = {{ certificates = \"{}\" }}", empty.path().display())));
     let outcome = evenkeel([Path::new("check"), &balancer.config_file()]).await;
-    let said = format!(
+    let message = format!(
         "listener.tls.certificates: {} has no certificate: put NAME.pem and NAME.key there",
         empty.path().display()
     );
-    assert!(outcome.stderr.contains(&said), "{outcome:?}");
+    assert!(outcome.stderr.contains(&message), "{outcome:?}");
 }
 
 /// Settings by which files are looked at often.
@@ -339,12 +339,12 @@ async fn a_default_certificate_that_moves_to_another_file_is_reported() {
         certificates.issue("apple", Kind::Ecdsa, &["apple.example"]).await;
         let [is, was] =
             ["apple", "middle"].map(|name| format!("{} for {name}.example", certificates.text(&format!("{name}.pem"))));
-        let told = format!("the default certificate is {is} now, and was {was}");
+        let message = format!("the default certificate is {is} now, and was {was}");
         match is_watched {
-            true => balancer.logs(&["WARN", &told]).await,
+            true => balancer.logs(&["WARN", &message]).await,
             false => {
                 let warnings = reload().await;
-                assert!(warnings.contains(&told), "{warnings}");
+                assert!(warnings.contains(&message), "{warnings}");
             }
         }
         let log = balancer.log();
@@ -363,20 +363,20 @@ async fn a_half_written_pair_is_not_used_until_it_is_complete() {
     let server = async |name: &str| handshake(balancer.address(), name, &[]).await.server().map(str::to_owned);
     let whole = std::fs::read(certificates.path("one.pem")).expect("our file");
     std::fs::write(certificates.path("one.pem"), &whole[..whole.len() / 2]).expect("our folder");
-    let said =
+    let message =
         format!("{} is not a valid PEM file: a section has no end; is it written whole?", certificates.text("one.pem"));
-    balancer.logs(&["WARN", &said, "what was in use before stays so"]).await;
+    balancer.logs(&["WARN", &message, "what was in use before stays so"]).await;
     assert_eq!(server("one.example").await.as_deref(), Some("one"));
     let problem = [("certificate", certificates.text("one.pem"))];
     let problem = problem.each_ref().map(|(name, value)| (*name, value.as_str()));
     assert_eq!(balancer.metrics().await.sum("evenkeel_certificate_problem", &problem), 1.0);
     let admin = format!("http://{}", balancer.admin_address());
     let status = evenkeel(["status", "--admin", &admin]).await;
-    assert!(status.stdout.contains(&said), "{status:?}");
+    assert!(status.stdout.contains(&message), "{status:?}");
     // Others are taken up meanwhile, and one that comes new, and it is said once.
     certificates.issue("three", Kind::Ecdsa, &["three.example"]).await;
     eventually("a new one is there", async || server("three.example").await.as_deref() == Some("three")).await;
-    assert_eq!(balancer.log().matches(&said).count(), 1, "{}", balancer.log());
+    assert_eq!(balancer.log().matches(&message).count(), 1, "{}", balancer.log());
     // A key that does not fit is another problem.
     std::fs::copy(certificates.path("three.key"), certificates.path("one.key")).expect("our files");
     std::fs::write(certificates.path("one.pem"), &whole).expect("our folder");
@@ -409,22 +409,22 @@ async fn a_name_keeps_its_certificate_until_it_is_replaced_or_a_reload() {
     // One goes that is the default as well, and one that nobody asks for.
     remove("four.pem");
     remove("unused.pem");
-    let said =
+    let message =
         format!("{} no longer exists, and no other certificate is for four.example", certificates.text("four.pem"));
-    balancer.logs(&["WARN", &said, "what was in use before stays so until"]).await;
+    balancer.logs(&["WARN", &message, "what was in use before stays so until"]).await;
     eventually("one for no site is given up", async || server("unused.example").await.as_deref() == Some("four")).await;
     assert_eq!(server("four.example").await.as_deref(), Some("four"));
     assert_eq!(problems(&balancer).await, 1.0);
     let admin = format!("http://{}", balancer.admin_address());
     let status = evenkeel(["status", "--admin", &admin]).await;
-    assert!(status.stdout.contains(&said), "{status:?}");
+    assert!(status.stdout.contains(&message), "{status:?}");
     // A pair comes with other names, and one that has expired.
     certificates.issue("two", Kind::Ecdsa, &["other.example"]).await;
-    let said = format!(
+    let message = format!(
         "{} is for other names than before, and no other certificate is for two.example",
         certificates.text("two.pem")
     );
-    balancer.logs(&["WARN", &said]).await;
+    balancer.logs(&["WARN", &message]).await;
     assert_eq!(server("two.example").await.as_deref(), Some("two"));
     let expired = Path::new(env!("CARGO_MANIFEST_DIR")).join("balancer/check/tls");
     std::fs::copy(expired.join("key.pem"), certificates.path("three.key")).expect("our files");
@@ -438,7 +438,7 @@ async fn a_name_keeps_its_certificate_until_it_is_replaced_or_a_reload() {
     eventually("another is taken up", async || server("four.example").await.as_deref() == Some("wild")).await;
     assert_eq!(server("other.example").await.as_deref(), Some("two"));
     assert_eq!(problems(&balancer).await, 1.0, "the one that is not valid");
-    assert_eq!(balancer.log().matches(&said).count(), 1, "{}", balancer.log());
+    assert_eq!(balancer.log().matches(&message).count(), 1, "{}", balancer.log());
     // A reload takes what is there.
     remove("one.pem");
     remove("wild.pem");

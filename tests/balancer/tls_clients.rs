@@ -224,9 +224,9 @@ async fn client_certificate_fields_are_sent_to_backends_and_not_taken_from_clien
     let own = ["-cert", &shop.text("client.pem"), "-key", &shop.text("client.key")];
     shop.ask(balancer.address(), &lies_text, &own).await;
     let seen = a.last_request();
-    let told = seen.fields.all("X-Forwarded-Client-Cert");
-    let [told] = told.as_slice() else { panic!("{seen:?}") };
-    assert!(told.starts_with("Hash=") && told.ends_with(";Subject=\"CN=client\""), "{told}");
+    let forwarded = seen.fields.all("X-Forwarded-Client-Cert");
+    let [forwarded] = forwarded.as_slice() else { panic!("{seen:?}") };
+    assert!(forwarded.starts_with("Hash=") && forwarded.ends_with(";Subject=\"CN=client\""), "{forwarded}");
     let certificate = std::fs::read_to_string(shop.path("client.pem")).expect("our file");
     let base64: String = certificate.lines().filter(|line| !line.starts_with("-----")).collect();
     assert_eq!(seen.fields.all("Client-Cert"), [format!(":{base64}:")]);

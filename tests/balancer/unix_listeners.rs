@@ -103,12 +103,12 @@ async fn clients_of_a_unix_socket_are_served_and_logged_without_an_address() {
     let answer = curl(&["-i", "--unix-socket", socket, "-H", "X-Forwarded-For: 203.0.113.9", "http://a/"]).await;
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
     assert!(answer.to_ascii_lowercase().contains("x-client: unix:||"), "{answer}");
-    let told = a.last_request();
+    let request = a.last_request();
     for name in ["x-forwarded-for", "x-real-ip"] {
-        assert_eq!(told.field(name), None, "no address is made up, and none is believed");
+        assert_eq!(request.field(name), None, "no address is made up, and none is believed");
     }
-    assert_eq!(told.field("forwarded"), Some("for=unknown;host=a;proto=http"));
-    assert_eq!(told.field("x-forwarded-proto"), Some("http"));
+    assert_eq!(request.field("forwarded"), Some("for=unknown;host=a;proto=http"));
+    assert_eq!(request.field("x-forwarded-proto"), Some("http"));
     let lines = unix.balancer.lines("access.log", 1).await;
     assert_eq!(serde_json::from_str::<serde_json::Value>(&lines[0]).expect("JSON")["client"], "unix:");
     // HTTP/2 without TLS, and a body in both directions.
@@ -142,16 +142,16 @@ async fn a_peer_on_a_unix_socket_can_be_a_trusted_proxy() {
     let mut client = Wire::connect_from("127.0.0.9".parse().expect("an address"), nginx.address()).await;
     let ask = Request::get("/").with("X-Forwarded-For", "203.0.113.9");
     assert_eq!(client.exchange(&ask).await.status, 200);
-    let told = a.last_request();
+    let request = a.last_request();
     // nginx's own address is trusted in 127.0.0.0/8: the client is the one before it.
-    assert_eq!(told.field("x-forwarded-for"), Some("203.0.113.9, 127.0.0.9"));
-    assert_eq!((told.field("x-real-ip"), told.field("x-forwarded-proto")), (Some("203.0.113.9"), Some("https")));
-    assert_eq!(told.field("forwarded").map(|text| text.ends_with(", for=unknown")), Some(true), "{told:?}");
+    assert_eq!(request.field("x-forwarded-for"), Some("203.0.113.9, 127.0.0.9"));
+    assert_eq!((request.field("x-real-ip"), request.field("x-forwarded-proto")), (Some("203.0.113.9"), Some("https")));
+    assert_eq!(request.field("forwarded").map(|text| text.ends_with(", for=unknown")), Some(true), "{request:?}");
     let section = listener(&unix.path(), "");
     unix.reload(config("\"127.0.0.0/8\""), &section).await;
     assert_eq!(client.exchange(&ask).await.status, 200);
-    let told = a.last_request();
-    assert_eq!((told.field("x-forwarded-for"), told.field("x-forwarded-proto")), (None, Some("http")));
+    let request = a.last_request();
+    assert_eq!((request.field("x-forwarded-for"), request.field("x-forwarded-proto")), (None, Some("http")));
 }
 
 #[tokio::test]
@@ -171,15 +171,15 @@ async fn proxy_protocol_and_tls_work_over_unix_sockets() {
         assert_eq!(a.last_request().field("x-forwarded-proto"), Some("https"));
     }
     assert!(ask(&path, GET).await.starts_with("HTTP/1.1 400"), "plain HTTP on a socket of TLS");
-    let told = Unix::start(Config::of([&a]), "proxy_protocol = { from = [\"unix:\"] }").await;
+    let with_header = Unix::start(Config::of([&a]), "proxy_protocol = { from = [\"unix:\"] }").await;
     for version in ["send-proxy", "send-proxy-v2"] {
-        let haproxy = Haproxy::start(format!("unix@{} {version}", told.path().display())).await;
+        let haproxy = Haproxy::start(format!("unix@{} {version}", with_header.path().display())).await;
         let mut client = Wire::connect_from("127.0.0.9".parse().expect("an address"), haproxy.address()).await;
         assert_eq!(client.exchange(&Request::get("/")).await.status, 200, "{version}");
         assert_eq!(a.last_request().field("x-forwarded-for"), Some("127.0.0.9"), "{version}");
     }
     // What it sent is not read, which is a reset.
-    let cut = try_ask(&told.path(), GET).await;
+    let cut = try_ask(&with_header.path(), GET).await;
     assert!(cut.as_ref().is_ok_and(String::is_empty) || cut.is_err(), "a header is demanded: {cut:?}");
 }
 
@@ -233,8 +233,12 @@ async fn a_stale_socket_is_replaced_and_anything_else_is_an_error() {
     let mut second = Balancer::prepare(&Config::of([&a]).section(&listener(&path, "")));
     second.launch();
     assert!(!second.process().end().await.success());
-    let said = format!("cannot listen on unix:{}", path.display());
-    assert!(second.log().contains(&said) && second.log().contains("another process listens there"), "{}", second.log());
+    let message = format!("cannot listen on unix:{}", path.display());
+    assert!(
+        second.log().contains(&message) && second.log().contains("another process listens there"),
+        "{}",
+        second.log()
+    );
     assert!(ask(&path, GET).await.starts_with("HTTP/1.1 200"), "the first one is not touched");
     // A file that is no socket.
     let file = unix.folder.path().join("file");
@@ -258,10 +262,10 @@ async fn a_refused_reload_changes_no_permissions() {
     };
     let first = listener(&path, "mode = \"0666\"");
     unix.reload(Config::of([&a]), &(listener(&path, "mode = \"0600\"") + &other(""))).await;
-    let refused = async |section: &str, said: &str| {
+    let refused = async |section: &str, message: &str| {
         unix.balancer.configure(&Config::of([&a]).section(section));
         let refused = unix.balancer.admin("POST", "/admin/reload", None).await;
-        assert!(refused.status == 400 && refused.text().contains(said), "{}", refused.text());
+        assert!(refused.status == 400 && refused.text().contains(message), "{}", refused.text());
         assert_eq!(mode(&path), 0o600);
     };
     refused(&(first.clone() + &other("owner = \"no-such-user\"")), "there is no user").await;
@@ -280,14 +284,14 @@ async fn a_refused_reload_changes_no_permissions() {
 async fn check_reports_missing_owners_and_folders() {
     let a = Origin::start("a").await;
     let folder = folder();
-    for (path, lines, is_error, said) in [
+    for (path, lines, is_error, message) in [
         ("none/web.sock", "", false, "(RuntimeDirectory= in systemd)"),
         ("web.sock", "owner = \"no-such-user\"", true, "there is no user \"no-such-user\""),
         ("web.sock", "owner = \":no-such-group\"", true, "there is no group \"no-such-group\""),
     ] {
         let balancer = Balancer::prepare(&Config::of([&a]).section(&listener(&folder.path().join(path), lines)));
         let outcome = evenkeel(["check", balancer.config_file().to_str().expect("UTF-8")]).await;
-        assert!(outcome.status.success() != is_error && outcome.stderr.contains(said), "{outcome:?}");
+        assert!(outcome.status.success() != is_error && outcome.stderr.contains(message), "{outcome:?}");
     }
 }
 
@@ -359,8 +363,8 @@ async fn explain_treats_clients_of_a_unix_socket_as_traffic_does() {
     let a = Origin::start("a").await;
     let unix = Unix::start(Config::of([&a]), "").await;
     ask(&unix.path(), GET).await;
-    let told = a.last_request();
-    assert_eq!((told.field("x-forwarded-for"), told.field("x-real-ip")), (None, None));
+    let request = a.last_request();
+    assert_eq!((request.field("x-forwarded-for"), request.field("x-real-ip")), (None, None));
     let file = unix.balancer.config_file().display().to_string();
     let explain = async |further: &[&str]| {
         let arguments = ["check", &file, "--explain", "GET http://a/", "--listener", "unix"];
@@ -372,12 +376,12 @@ async fn explain_treats_clients_of_a_unix_socket_as_traffic_does() {
         assert!(text.contains("forwarded: for=unknown;host=a;proto=http"), "{explained:?}");
         assert!(!text.contains("x-forwarded-for") && !text.contains("x-real-ip"), "{explained:?}");
     }
-    for (further, said) in [
+    for (further, message) in [
         (["--client", "10.0.0.7"], "it has Unix sockets alone"),
         (["--client", "web1"], "write an IP address without a port, such as 192.0.2.1, or unix:"),
     ] {
         let refused = explain(&further).await;
-        assert!(!refused.status.success() && refused.stderr.contains(said), "{refused:?}");
+        assert!(!refused.status.success() && refused.stderr.contains(message), "{refused:?}");
     }
     let plain = ["check", &file, "--explain", "GET http://a/", "--client", "unix:"];
     let refused = tests::evenkeel(plain).await;

@@ -133,9 +133,9 @@ async fn problems_with_a_unix_socket_backend_are_explained() {
     }
     let checked = tests::evenkeel(["check", &balancer.config_file().display().to_string()]).await;
     assert!(!checked.status.success(), "{checked:?}");
-    let told = |words: &str| assert!(checked.stderr.contains(words), "{words:?} in\n{}", checked.stderr);
-    told(&format!("warning: the socket of backend unix:{} is not there now", path("missing").display()));
-    told(&format!("backend unix:{} is a file, but no socket", path("file").display()));
+    let assert_reported = |words: &str| assert!(checked.stderr.contains(words), "{words:?} in\n{}", checked.stderr);
+    assert_reported(&format!("warning: the socket of backend unix:{} is not there now", path("missing").display()));
+    assert_reported(&format!("backend unix:{} is a file, but no socket", path("file").display()));
     assert!(!checked.stderr.contains("dead"), "its server may start later: {}", checked.stderr);
 }
 
@@ -250,16 +250,19 @@ async fn a_lack_of_local_ports_is_distinguished_from_a_refusing_backend() {
         .kill_on_drop(true);
     command.env("WEB", installed("nginx", "nginx-light")).env("EVENKEEL", tests::balancer::program());
     let output = within("the script", command.output()).await.expect("a program that starts");
-    let (said, log) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success(), "{said}\n{log}");
+    let (stdout, log) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{stdout}\n{log}");
     assert!(
-        said.contains("no local port left for a connection to the backend.\n") && said.contains(" 503\n"),
-        "{said}\n{log}"
+        stdout.contains("no local port left for a connection to the backend.\n") && stdout.contains(" 503\n"),
+        "{stdout}\n{log}"
     );
-    assert_eq!(said.matches("b 200\n").count(), 2, "another address has ports: {said}\n{log}");
-    assert!(said.contains("evenkeel_connections_not_opened_total{kind=\"no-local-port\",pool=\"one\"} 1"), "{said}");
-    let blamed = said.lines().filter(|line| line.contains("failures_total") || line.contains("ejections"));
-    assert!(blamed.filter(|line| !line.starts_with('#')).all(|line| line.ends_with(" 0")), "{said}");
+    assert_eq!(stdout.matches("b 200\n").count(), 2, "another address has ports: {stdout}\n{log}");
+    assert!(
+        stdout.contains("evenkeel_connections_not_opened_total{kind=\"no-local-port\",pool=\"one\"} 1"),
+        "{stdout}"
+    );
+    let blamed = stdout.lines().filter(|line| line.contains("failures_total") || line.contains("ejections"));
+    assert!(blamed.filter(|line| !line.starts_with('#')).all(|line| line.ends_with(" 0")), "{stdout}");
     assert!(log.contains("failure=\"no-local-port\""), "{log}");
 }
 
@@ -301,16 +304,16 @@ async fn proxy_headers_name_the_client_of_each_backend_connection() {
         let [mut one, mut other] = [balancer.connect().await, balancer.connect().await];
         let asks = async |wire: &mut tests::Wire, request: &Request| {
             let text = wire.exchange(request).await.text();
-            let (told, connection) = text.rsplit_once(' ').expect("what nginx was told, and a number");
-            (told.to_owned(), connection.to_owned())
+            let (peer, connection) = text.rsplit_once(' ').expect("what nginx was told, and a number");
+            (peer.to_owned(), connection.to_owned())
         };
         let mut connections = Vec::new();
         for _ in 0..2 {
             for wire in [&mut one, &mut other] {
                 let client = wire.stream.local_addr().expect("connected");
-                let (told, connection) = asks(wire, &Request::get("/")).await;
+                let (text, connection) = asks(wire, &Request::get("/")).await;
                 let expected = format!("{} {} {} {}", client.ip(), client.port(), here.ip(), here.port());
-                assert_eq!(told, expected, "{version}");
+                assert_eq!(text, expected, "{version}");
                 connections.push(connection);
             }
         }
@@ -318,15 +321,15 @@ async fn proxy_headers_name_the_client_of_each_backend_connection() {
         assert_ne!(connections[0], connections[1], "and for nobody else");
         // Another client behind the same proxy: of it no port is known.
         for client in ["192.0.2.7", "192.0.2.8"] {
-            let (told, connection) = asks(&mut one, &Request::get("/").with("X-Forwarded-For", client)).await;
+            let (text, connection) = asks(&mut one, &Request::get("/").with("X-Forwarded-For", client)).await;
             // nginx shows no port where it is 0.
-            assert_eq!(told, format!("{client}  {} {}", here.ip(), here.port()), "{version}");
+            assert_eq!(text, format!("{client}  {} {}", here.ip(), here.port()), "{version}");
             assert!(!connections.contains(&connection), "{version}");
             connections.push(connection);
         }
         let there = wide.address();
-        let told = Http2::connect_plain(there).await.get("/").await.text();
-        assert!(told.contains(&format!(" {} {} ", there.ip(), there.port())), "{version} over HTTP/2: {told}");
+        let text = Http2::connect_plain(there).await.get("/").await.text();
+        assert!(text.contains(&format!(" {} {} ", there.ip(), there.port())), "{version} over HTTP/2: {text}");
     }
     drop(nginx);
 }
@@ -403,8 +406,8 @@ async fn max_connections_of_an_added_backend_is_applied_kept_and_shown() {
     let wanted = |most: i64| json!({ "address": b.address().to_string(), "max_connections": most });
     for bad in [-1, 1 << 32] {
         let reply = balancer.admin("POST", path, Some(wanted(bad))).await;
-        let told = format!("max_connections {bad} is not from 0 (any number) to 4294967295");
-        assert!(reply.status == 400 && reply.text().contains(&told), "{}", reply.text());
+        let message = format!("max_connections {bad} is not from 0 (any number) to 4294967295");
+        assert!(reply.status == 400 && reply.text().contains(&message), "{}", reply.text());
     }
     let added = balancer.change("POST", path, Some(wanted(8))).await;
     assert_eq!(added["max_connections"], 8, "{added}");

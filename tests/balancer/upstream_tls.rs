@@ -312,8 +312,8 @@ async fn tls_connections_to_backends_are_reused_and_closed_as_plain_ones() {
     assert_eq!(balancer.get("/").await.status, 200);
     std::fs::write(authority.file(), std::fs::read(Authority::new("Theirs").file()).expect("a file")).expect("a file");
     let changes = balancer.change("POST", "/admin/reload", None).await;
-    let told = format!("pool app: tls.ca: {} with other content", authority.file().display());
-    assert!(changes.to_string().contains(&told), "{changes}");
+    let change = format!("pool app: tls.ca: {} with other content", authority.file().display());
+    assert!(changes.to_string().contains(&change), "{changes}");
     assert_eq!(balancer.get("/").await.status, 502);
     balancer.logs(&["the certificate's issuer is unknown"]).await;
     assert!(count.load(Relaxed) <= before + 1, "no handshake has been made since");
@@ -329,7 +329,7 @@ async fn backend_tls_that_cannot_work_is_a_configuration_error() {
         tests::evenkeel(["check", &shown(&balancer.config_file())]).await.stderr
     };
     let file = |path: &Path| format!("\"{}\"", shown(path));
-    for (address, tls, told) in [
+    for (address, tls, expected) in [
         ("a:1", "\"yes\"".to_owned(), "pool.tls is neither true nor a table: write tls = true"),
         (
             "a:1",
@@ -369,7 +369,7 @@ async fn backend_tls_that_cannot_work_is_a_configuration_error() {
             "with an unencrypted private key",
         ),
     ] {
-        let said = check(address, &tls).await;
-        assert!(said.contains(told), "{tls}: {told:?} in\n{said}");
+        let output = check(address, &tls).await;
+        assert!(output.contains(expected), "{tls}: {expected:?} in\n{output}");
     }
 }

@@ -100,8 +100,8 @@ async fn every_thread_becomes_the_user_and_keeps_only_the_right_to_low_ports() {
         ("CapAmb", "0000000000000000"),
         ("NoNewPrivs", "1"),
     ] {
-        let told = of_threads(process, name);
-        assert!(told.iter().all(|told| told == expected), "{name}: {told:?}");
+        let values = of_threads(process, name);
+        assert!(values.iter().all(|value| value == expected), "{name}: {values:?}");
     }
     assert_eq!(Wire::connect(low).await.exchange(&Request::get("/")).await.status, 200);
     assert_eq!(balancer.get("/").await.status, 200);
@@ -171,11 +171,11 @@ async fn files_that_the_user_cannot_reopen_fail_start_and_check() {
     for (letters, path) in [("x", &private), ("r", &token), ("w", &balancer.file("evenkeel.log"))] {
         balancer.launch();
         assert!(!balancer.process().end().await.success());
-        let said = commands(&fs::canonicalize(path).expect("our file"), letters);
-        assert!(balancer.log().contains(&said), "{said}: {}", balancer.log());
+        let command = commands(&fs::canonicalize(path).expect("our file"), letters);
+        assert!(balancer.log().contains(&command), "{command}: {}", balancer.log());
         let outcome = checked().await;
-        assert!(!outcome.status.success() && outcome.stderr.contains(&said), "{said}: {outcome:?}");
-        let done = Command::new("sh").arg("-c").arg(said.trim_matches('`')).status().expect("a shell");
+        assert!(!outcome.status.success() && outcome.stderr.contains(&command), "{command}: {outcome:?}");
+        let done = Command::new("sh").arg("-c").arg(command.trim_matches('`')).status().expect("a shell");
         assert!(done.success());
     }
     let outcome = checked().await;
@@ -194,10 +194,10 @@ async fn an_unknown_user_fails_the_start_as_root() {
     let mut balancer = prepare(&Config::of([&a]).server("user = \"no-such-user\""));
     balancer.launch();
     assert!(!balancer.process().end().await.success());
-    let said = "[server] user is \"no-such-user\": there is no user \"no-such-user\"";
-    assert!(balancer.log().contains(said), "{}", balancer.log());
+    let message = "[server] user is \"no-such-user\": there is no user \"no-such-user\"";
+    assert!(balancer.log().contains(message), "{}", balancer.log());
     let outcome = evenkeel(["check", balancer.config_file().to_str().expect("UTF-8")]).await;
-    assert!(!outcome.status.success() && outcome.stderr.contains(said), "{outcome:?}");
+    assert!(!outcome.status.success() && outcome.stderr.contains(message), "{outcome:?}");
 }
 
 /// A user who could send root elsewhere by a link would get a file, or a socket, in any folder of root's.
@@ -301,12 +301,12 @@ async fn check_looks_at_every_folder_that_a_link_leads_through() {
     set_mode(&balancer.file("archive/token1"), 0o644);
     symlink("../archive/token1", balancer.file("live/token")).expect("our folder");
     set_mode(&balancer.file("live"), 0o700);
-    let said = format!("chgrp nogroup {}", fs::canonicalize(balancer.file("live")).expect("our folder").display());
+    let command = format!("chgrp nogroup {}", fs::canonicalize(balancer.file("live")).expect("our folder").display());
     let outcome = evenkeel(["check", balancer.config_file().to_str().expect("UTF-8")]).await;
-    assert!(!outcome.status.success() && outcome.stderr.contains(&said), "{said}: {outcome:?}");
+    assert!(!outcome.status.success() && outcome.stderr.contains(&command), "{command}: {outcome:?}");
     balancer.launch();
     assert!(!balancer.process().end().await.success());
-    assert!(balancer.log().contains(&said), "{}", balancer.log());
+    assert!(balancer.log().contains(&command), "{}", balancer.log());
 }
 
 /// As nginx does: "the "user" directive makes sense only if the master process runs with super-user privileges".
@@ -331,8 +331,9 @@ async fn a_process_that_is_not_root_stays_its_user_and_logs_that() {
         let process = Process::start(command, &log);
         eventually("it listens", async || Wire::try_connect(balancer.address()).await.is_ok()).await;
         assert_eq!(Wire::connect(balancer.address()).await.exchange(&Request::get("/")).await.status, 200);
-        let said = "[server] user is \"daemon\", but only root can become another user: the process stays user 65534";
-        assert_eq!(process.output().contains(said), is_told, "{}", process.output());
+        let message =
+            "[server] user is \"daemon\", but only root can become another user: the process stays user 65534";
+        assert_eq!(process.output().contains(message), is_told, "{}", process.output());
         assert_eq!(process.output().contains("WARN"), is_told, "{}", process.output());
     }
     assert_eq!(a.heads(), 2);

@@ -248,31 +248,31 @@ impl RedisCluster {
 
     /// One more node, which is no member of the cluster.
     pub fn start_stranger(&mut self) -> usize {
-        let place = self.nodes.len();
+        let index = self.nodes.len();
         self.nodes.push(Node { port: ports(1)[0], process: None });
-        self.configure(place);
-        self.start_node(place);
-        place
+        self.configure(index);
+        self.start_node(index);
+        index
     }
 
     /// One more master, without slots yet.
     pub fn add_master(&mut self) -> usize {
-        let place = self.start_stranger();
+        let index = self.start_stranger();
         let addresses = self.addresses();
-        let added = self.cli(0, &["--cluster", "add-node", &addresses[place], &addresses[0]]);
+        let added = self.cli(0, &["--cluster", "add-node", &addresses[index], &addresses[0]]);
         assert!(added.contains("New node added correctly"), "{added}");
         eventually("a new node known to all", || {
-            let known = format!("cluster_known_nodes:{}", place + 1);
+            let known = format!("cluster_known_nodes:{}", index + 1);
             // Before the new one agrees that the cluster is up, it takes no keys.
             let info = |asked| self.cli(asked, &["cluster", "info"]);
-            (0..=place).all(|asked| info(asked).contains(&known) && info(asked).contains("cluster_state:ok"))
+            (0..=index).all(|asked| info(asked).contains(&known) && info(asked).contains("cluster_state:ok"))
         });
-        place
+        index
     }
 
     /// Moves slots, with all that is in them, from one master to another; returns once they are there.
     pub fn move_slots(&self, count: usize, from: usize, to: usize) {
-        let id = |place| self.cli(place, &["cluster", "myid"]).trim().to_owned();
+        let id = |index| self.cli(index, &["cluster", "myid"]).trim().to_owned();
         let (from, to, count, address) = (id(from), id(to), count.to_string(), self.addresses()[0].clone());
         // The tool refuses while some node has not heard yet what changed last.
         eventually("agreement on the slots", || {

@@ -39,8 +39,8 @@ impl Nodes {
         command.arg(repository("sql/apply.py")).args(["--nodes", &self.addresses.join(",")]);
         command.args(["--wait-seconds", wait_seconds]).arg(repository("sql/cratedb.sql"));
         let output = command.output().await.expect("python3");
-        let said = [output.stdout, output.stderr].concat();
-        (output.status.success(), String::from_utf8_lossy(&said).into_owned())
+        let printed = [output.stdout, output.stderr].concat();
+        (output.status.success(), String::from_utf8_lossy(&printed).into_owned())
     }
 }
 
@@ -50,8 +50,8 @@ async fn tables_are_created_with_two_of_three_nodes() {
     let all = nodes.addresses.join(",");
     nodes.start(1, &all).await;
     nodes.start(2, &all).await;
-    let (is_done, said) = nodes.init("60").await;
-    assert!(is_done && said.matches(": done").count() == 3, "{said}");
+    let (is_done, printed) = nodes.init("60").await;
+    assert!(is_done && printed.matches(": done").count() == 3, "{printed}");
 }
 
 #[tokio::test]
@@ -63,8 +63,8 @@ async fn tables_are_created_though_the_first_node_is_partitioned() {
     nodes.start(0, &format!("{alone},{nobody},{nobody}")).await;
     nodes.start(1, &all).await;
     nodes.start(2, &all).await;
-    let (is_done, said) = nodes.init("60").await;
-    assert!(is_done && said.matches(": done").count() == 3, "{said}");
+    let (is_done, printed) = nodes.init("60").await;
+    assert!(is_done && printed.matches(": done").count() == 3, "{printed}");
 }
 
 // Half an answer ended the job with a stack trace.
@@ -89,8 +89,8 @@ async fn tables_are_created_though_the_first_node_dies_while_answering() {
     nodes.start(1, &all).await;
     nodes.start(2, &all).await;
     for _ in 0..3 {
-        let (is_done, said) = nodes.init("60").await;
-        assert!(is_done && said.matches(": done").count() == 3, "{said}");
+        let (is_done, printed) = nodes.init("60").await;
+        assert!(is_done && printed.matches(": done").count() == 3, "{printed}");
     }
 }
 
@@ -99,8 +99,8 @@ async fn with_one_of_three_nodes_init_reports_what_is_missing() {
     let mut nodes = Nodes::new();
     let all = nodes.addresses.join(",");
     nodes.start(1, &all).await;
-    let (is_done, said) = nodes.init("1").await;
-    assert!(!is_done && said.contains(&format!("{} sees 1 of 2 nodes", nodes.addresses[1])), "{said}");
+    let (is_done, printed) = nodes.init("1").await;
+    assert!(!is_done && printed.contains(&format!("{} sees 1 of 2 nodes", nodes.addresses[1])), "{printed}");
 }
 
 fn repository(path: &str) -> PathBuf {

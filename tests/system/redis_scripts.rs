@@ -85,7 +85,7 @@ fn moving_slots_gives_up_on_a_hanging_node() {
     cluster.freeze(new);
     let output = script.wait_with_output().expect("a child");
     assert!(!output.status.success());
-    assert!(said(&output).contains("not moved within 3 s (REDIS_MOVE_SECONDS)"));
+    assert!(print_output(&output).contains("not moved within 3 s (REDIS_MOVE_SECONDS)"));
 
     cluster.thaw(new);
     succeeds(add_node(&cluster, new, "--master"));
@@ -112,24 +112,24 @@ fn a_dead_node_or_one_that_was_never_a_member_can_be_removed() {
 
     let other = RedisCluster::start(Options { replicas_of_each: 0, ..Options::default() });
     let mut script = other.script("add-node.sh");
-    let said = script.args([&other.addresses()[0], &cluster.addresses()[asked]]).output().expect("a shell");
-    assert!(!said.status.success());
-    assert!(String::from_utf8_lossy(&said.stderr).contains("belongs to another cluster"), "{said:?}");
+    let output = script.args([&other.addresses()[0], &cluster.addresses()[asked]]).output().expect("a shell");
+    assert!(!output.status.success());
+    assert!(String::from_utf8_lossy(&output.stderr).contains("belongs to another cluster"), "{output:?}");
 }
 
 #[test]
 fn a_cluster_is_formed_without_a_dead_node_and_completed_when_it_starts() {
     let mut cluster = RedisCluster::start_unformed(Options { server: Server::Debian13, ..Options::default() });
     cluster.kill(1);
-    let said = succeeds(init(&cluster));
-    assert!(said.contains("MISSING"), "{said}");
+    let printed = succeeds(init(&cluster));
+    assert!(printed.contains("MISSING"), "{printed}");
     let masters = cluster.masters(0);
     assert_eq!(masters.len(), 3, "{masters:?}");
     assert!(!masters.contains(&1));
 
     cluster.start_node(1);
-    let said = succeeds(init(&cluster));
-    assert!(!said.contains("MISSING"), "{said}");
+    let printed = succeeds(init(&cluster));
+    assert!(!printed.contains("MISSING"), "{printed}");
     cluster.wait_until_healthy();
     assert_eq!(cluster.masters(0), masters);
 
@@ -157,8 +157,8 @@ fn a_master_that_comes_back_at_once_without_its_volume_is_replaced() {
     cluster.kill(lost);
     cluster.empty_node(lost);
     cluster.start_node(lost);
-    let said = succeeds(init(&cluster));
-    assert!(said.contains("takes over from"), "{said}");
+    let printed = succeeds(init(&cluster));
+    assert!(printed.contains("takes over from"), "{printed}");
     cluster.wait_until_healthy();
     let masters = cluster.masters(asked);
     assert!(masters.len() == 3 && !masters.contains(&lost), "{masters:?}");
@@ -204,14 +204,14 @@ fn an_existing_cluster_starts_without_one_master_but_not_without_most_nodes() {
     for place in others.clone().skip(3) {
         cluster.start_node(place);
     }
-    let said = succeeds(init(&cluster));
+    let printed = succeeds(init(&cluster));
     // It is known, so there is nothing to wait for.
-    assert!(said.contains("MISSING") && !said.contains("going on without"), "{said}");
+    assert!(printed.contains("MISSING") && !printed.contains("going on without"), "{printed}");
     let asked = usize::from(lost == 0);
     assert!(cluster.masters(asked).len() == 3 && !cluster.masters(asked).contains(&lost));
     cluster.start_node(lost);
-    let said = succeeds(init(&cluster));
-    assert!(!said.contains("adding"), "{said}");
+    let printed = succeeds(init(&cluster));
+    assert!(!printed.contains("adding"), "{printed}");
     cluster.wait_until_healthy();
 }
 
@@ -232,18 +232,18 @@ fn add_node_by(cluster: &RedisCluster, node: usize, member: usize, how: &str) ->
     script
 }
 
-/// What it said.
+/// Runs a command that must succeed, and returns its output.
 fn succeeds(mut script: Command) -> String {
     let output = script.output().expect("a shell");
-    let said = said(&output);
-    assert!(output.status.success(), "{said}");
-    said
+    let printed = print_output(&output);
+    assert!(output.status.success(), "{printed}");
+    printed
 }
 
-fn said(output: &Output) -> String {
-    let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
-    println!("{said}-- {}", output.status);
-    said.into_owned()
+fn print_output(output: &Output) -> String {
+    let printed = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+    println!("{printed}-- {}", output.status);
+    printed.into_owned()
 }
 
 /// Kills scripts right after each command by which they change something, when they first send it; and once while they
@@ -292,7 +292,7 @@ kill -KILL "$(cut -d ' ' -f 6 /proc/self/stat)"
         session.arg(script.get_program()).args(script.get_args());
         session.envs(script.get_envs().filter_map(|(name, value)| Some((name, value?)))).env("PATH", path);
         let output = session.output().expect("setsid");
-        said(&output);
+        print_output(&output);
         assert!(output.status.success() || was_killed(output.status), "{}", output.status);
         output.status.success()
     }

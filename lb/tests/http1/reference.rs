@@ -101,12 +101,12 @@ proptest! {
         byte in any::<u8>(),
     ) {
         let mut request = format!("GET /a?b HTTP/1.1\r\nHost: a\r\n{fields}\r\n").into_bytes();
-        let place = at.index(request.len());
-        request[place] = byte;
+        let index = at.index(request.len());
+        request[index] = byte;
         request_agrees(&request);
         let mut response = format!("HTTP/1.1 200 OK\r\nServer : a\r\n{fields}\r\n").into_bytes();
-        let place = at.index(response.len());
-        response[place] = byte;
+        let index = at.index(response.len());
+        response[index] = byte;
         response_agrees(&response);
     }
 }

@@ -2,10 +2,10 @@
 //! `pingora-load-balancing`, over connections that are made as traffic's are. The tasks follow the snapshot. Results go
 //! to the backend, and the pool updates its list of candidates.
 
+mod connector;
 mod names;
 pub(crate) mod pingora_error;
 pub(crate) mod resolver;
-mod way;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -27,7 +27,7 @@ use crate::control::Control;
 use crate::dial::Transport;
 use crate::failure::{AttemptError, Detail, Failure, Fault};
 use crate::health::tracker::Health;
-use way::ProbeConnector;
+use connector::ProbeConnector;
 
 /// How often pools check whether their candidates have changed.
 const CATCH_UP_INTERVAL: Duration = Duration::from_millis(100);
@@ -199,7 +199,7 @@ enum ProbeError {
 }
 
 async fn probe(check: &(dyn HealthCheck + Send + Sync), timeout: Duration) -> Result<(), ProbeError> {
-    let target = way::target();
+    let target = connector::target();
     match tokio::time::timeout(timeout, check.check(&target)).await {
         Ok(checked) => checked.map_err(|e| probe_error(&e)),
         Err(_) => Err(ProbeError::Failed(Failure::ResponseTimeout.into())),
@@ -207,13 +207,13 @@ async fn probe(check: &(dyn HealthCheck + Send + Sync), timeout: Duration) -> Re
 }
 
 fn health_check(Probed { endpoint, config, transport }: &Probed) -> Box<dyn HealthCheck + Send + Sync> {
-    let way = ProbeConnector { endpoint: Arc::clone(endpoint), transport: Arc::clone(transport) };
-    let way: Arc<dyn Connect + Send + Sync> = Arc::new(way);
+    let connector = ProbeConnector { endpoint: Arc::clone(endpoint), transport: Arc::clone(transport) };
+    let connector: Arc<dyn Connect + Send + Sync> = Arc::new(connector);
     match &config.kind {
         ProbeKind::Tcp => {
             let mut check = TcpHealthCheck::new();
             check.peer_template.options.connection_timeout = Some(config.timeout);
-            check.peer_template.options.custom_l4 = Some(way);
+            check.peer_template.options.custom_l4 = Some(connector);
             check
         }
         ProbeKind::Http { path, host, status } => {
@@ -228,7 +228,7 @@ fn health_check(Probed { endpoint, config, transport }: &Probed) -> Box<dyn Heal
             }
             check.peer_template.options.connection_timeout = Some(config.timeout);
             check.peer_template.options.read_timeout = Some(config.timeout);
-            check.peer_template.options.custom_l4 = Some(way);
+            check.peer_template.options.custom_l4 = Some(connector);
             let status = status.clone();
             check.validator = Some(Box::new(move |response| match response.status.as_u16() {
                 code if status.contains(code) => Ok(()),

@@ -107,13 +107,13 @@ impl User {
     /// owners can replace entries, the entry must belong to root.
     pub(crate) fn cannot_redirect(&self, path: &Path) -> bool {
         let steps = steps(path);
-        let Some((last, way)) = steps.split_last() else { return false };
+        let Some((last, parents)) = steps.split_last() else { return false };
         let is_safe = |Step { folder, entry }: &Step| {
             self.leaves_to_root(folder)
                 || (is_roots(folder, |folder| folder.mode() & STICKY != 0)
                     && fs::symlink_metadata(entry).is_ok_and(|entry| entry.uid() == 0))
         };
-        way.iter().all(is_safe) && self.leaves_to_root(&last.folder)
+        parents.iter().all(is_safe) && self.leaves_to_root(&last.folder)
     }
 
     /// Whether a folder belongs to root and is not writable for this user. If it is group-writable, an access control

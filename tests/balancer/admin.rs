@@ -1,4 +1,4 @@
-//! The admin API answers as `docs/admin-api.md` says, and a wrong request changes nothing.
+//! The admin API behaves as `docs/admin-api.md` says, and an invalid request changes nothing.
 
 use serde_json::{Value, json};
 use tests::balancer::backend_path;
@@ -246,7 +246,8 @@ async fn the_configuration_in_force_includes_changes_and_no_secrets() {
     assert_eq!(pool["backends"][0]["weight"], 4, "{pool}");
 }
 
-/// What takes effect at the next start only was shown as if it were in force, and the second reload was silent.
+/// Settings that take effect only at the next start were shown as if they were in effect, and the second reload did not
+/// report them.
 #[tokio::test]
 async fn the_configuration_in_force_omits_settings_that_need_a_restart() {
     let a = Origin::start("a").await;
@@ -457,7 +458,7 @@ fn two_pools(a: &Origin, b: &Origin) -> Config {
     Config::of([a]).pool(Pool::of("other", [b]).algorithm("ip-hash")).route("", "/", "app").route("", "/other", "other")
 }
 
-/// The pool without what changes by itself.
+/// The pool without fields that change by themselves.
 async fn settled(balancer: &Balancer) -> Value {
     let mut pool = balancer.pool().await;
     for backend in pool["backends"].as_array_mut().expect("backends") {
@@ -474,7 +475,7 @@ fn assert_problem(reply: &Reply, status: u16, case: &str) {
     assert!(problem["title"].is_string() && problem["detail"].is_string(), "{case}");
 }
 
-/// The pool `app`, wherever the configuration lists its pools.
+/// The pool `app`, at any position in the configuration's list of pools.
 fn found_pool(config: &Value) -> &Value {
     let pools = config.get("pools").or_else(|| config.get("pool")).and_then(Value::as_array).expect("pools");
     pools.iter().find(|pool| pool["name"] == "app").expect("the pool")
@@ -488,7 +489,7 @@ async fn without_a_token_cross_origin_requests_are_refused() {
     let post = || Request::post("/admin/reload", "").with("Connection", "close");
     let own = format!("http://{}", balancer.admin_address());
     for (request, status) in [
-        // A page that makes its own name resolve to this machine.
+        // A page whose own name resolves to this machine.
         (post().with("Host", "evil.example"), 403),
         // A page that posts a form here.
         (post().with("Host", "localhost").with("Origin", "http://evil.example"), 403),

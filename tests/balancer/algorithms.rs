@@ -1,4 +1,4 @@
-//! Each algorithm sends requests where its rule says, through real sockets; `ip-hash` agrees with nginx itself.
+//! Each algorithm distributes requests by its rule, over real sockets; `ip-hash` is compared with nginx.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -7,7 +7,7 @@ use serde_json::json;
 use tests::nginx::Nginx;
 use tests::{Balancer, Config, Health, Origin, Pool, Request, Wire, eventually};
 
-/// Believes X-Forwarded-For of this machine, so that a test can be many clients.
+/// Trusts X-Forwarded-For from this machine, so that a test can act as many clients.
 const TRUSTING: &str = "trusted_proxies = [\"127.0.0.0/8\"]";
 
 #[tokio::test]
@@ -28,7 +28,7 @@ async fn round_robin_ignores_weights() {
     assert_eq!(balancer.origins_of(6).await.concat(), "ababab");
 }
 
-/// Weights were ignored in silence where no algorithm was named.
+/// Weights were silently ignored if no algorithm was set.
 #[tokio::test]
 async fn the_default_algorithm_respects_weights() {
     let [a, b] = Origin::several(["a", "b"]).await;
@@ -187,7 +187,7 @@ async fn origin_from(client: IpAddr, balancer: SocketAddr) -> String {
     Wire::connect_from(client, balancer).await.exchange(&Request::get("/")).await.origin().to_owned()
 }
 
-/// Addresses from many networks, both families, in the spelling that is canonical for each.
+/// Addresses from many networks of both families, in canonical form.
 fn clients() -> Vec<String> {
     let ipv4 = (0..220u32).map(|i| Ipv4Addr::from(0x0a00_0001u32.wrapping_add(i.wrapping_mul(19_088_743))).to_string());
     let ipv6 = (0..100u128).map(|i| {
@@ -201,7 +201,7 @@ fn clients() -> Vec<String> {
     clients
 }
 
-/// Which origin answers each client.
+/// The origin that answers each client.
 async fn choices(address: SocketAddr, clients: &[String]) -> BTreeMap<String, String> {
     let mut wire = Wire::connect(address).await;
     let mut choices = BTreeMap::new();

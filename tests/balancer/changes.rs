@@ -1,4 +1,4 @@
-//! A change is a value: it is told before it is made, recorded, taken back, and compared with the configuration file.
+//! Changes can be tried first, are recorded, can be undone, and are compared with the configuration file.
 
 use serde_json::{Value, json};
 use tests::balancer::backend_path;
@@ -118,7 +118,7 @@ async fn undo_restores_what_no_later_change_touched() {
     assert_eq!(superseded.status, 409, "{}", superseded.text());
     assert!(superseded.text().contains("weight 1 instead of 4 (now: active, weight 5)"), "{}", superseded.text());
     assert_eq!(balancer.backend(&a).await["weight"], 5);
-    // What was undone can be undone.
+    // An undo can be undone.
     run(&balancer, &["undo", "5"]).await;
     assert_eq!(balancer.algorithm().await, "ip-hash");
     let last = recorded(&balancer).await[0].clone();
@@ -249,7 +249,7 @@ async fn taking_the_last_healthy_backend_out_needs_force() {
     let balancer = Balancer::start(Config::of([&a, &b, &c]).app(|pool| pool.quick_probe())).await;
     b.stop().await;
     balancer.sees(&b, "unhealthy").await;
-    // Two are left, and one of them is well.
+    // Two active backends are left, one of them healthy.
     balancer.patch(&c, json!({ "state": "down" })).await;
     for (method, body) in
         [("PATCH", Some(json!({ "state": "draining" }))), ("PATCH", Some(json!({ "state": "down" }))), ("DELETE", None)]
@@ -275,7 +275,7 @@ async fn taking_the_last_healthy_backend_out_needs_force() {
     assert!(!refused.status.success() && refused.stderr.contains("--force"), "{refused:?}");
     run(&balancer, &["drain", &address, "--force"]).await;
     assert_eq!(balancer.backend(&a).await["state"], "draining");
-    // Nobody active would be left at all: that is what is wanted.
+    // No active backend would be left: allowed, because the change says so.
     balancer.change("PATCH", &backend_path(&b), Some(json!({ "state": "down" }))).await;
 }
 
@@ -307,7 +307,7 @@ async fn a_read_only_token_changes_nothing() {
         assert_eq!(reply.status, 403, "{method} {path}: {}", reply.text());
         assert!(reply.text().contains("may only read"), "{}", reply.text());
     }
-    // It was called a wrong token, which it is not.
+    // The message called it a wrong token, which it is not.
     let (admin, token) = (format!("http://{}", balancer.admin_address()), balancer.file("read-token"));
     let token = token.to_str().expect("UTF-8");
     let refused = evenkeel(["algorithm", "ip-hash", "--admin", &admin, "--token-file", token]).await;
@@ -315,7 +315,7 @@ async fn a_read_only_token_changes_nothing() {
     assert!(!refused.status.success() && refused.stderr.starts_with(message), "{refused:?}");
     balancer.token = Some("open-sesame-open-sesame".to_owned());
     balancer.switch_algorithm("ip-hash").await;
-    // A token that was replaced in its file waits for the next start, and is shown nowhere.
+    // A changed token file takes effect at the next start, and no token is shown anywhere.
     std::fs::write(balancer.file("read-token"), "another-one-another-one\n").expect("a writable directory");
     balancer.change("POST", "/admin/reload", None).await;
     let drift = balancer.change("GET", "/admin/drift", None).await;

@@ -1,5 +1,5 @@
-//! What cannot work, or will not happen as written, is said by `check`, at the start, by a reload, and by the API. Each
-//! file of the folder `check` shows one such thing; its twin, `NAME.clean.toml`, shows how it is right.
+//! Settings that cannot work, or do not work as written, are reported by `check`, at the start, by a reload, and by the
+//! API. Each file in the folder `check` has one such problem; `NAME.clean.toml` shows the correct version.
 
 use std::path::Path;
 
@@ -9,7 +9,7 @@ use tests::balancer::{Outcome, evenkeel_in};
 use tests::{Balancer, Config, Origin, Pool, Request, evenkeel};
 
 const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/balancer/check");
-/// After it stands what must be said of its line; on a line of its own, of the whole file.
+/// Followed by the message expected for its line, or, on a line of its own, for the whole file.
 const MARK: &str = "#? ";
 
 async fn check(file: &str) -> Outcome {
@@ -122,7 +122,7 @@ async fn start_reload_and_api_give_the_same_warnings_as_check() {
     balancer.stop().await;
 }
 
-/// What the tables of sites know is told at the start and by a reload too.
+/// The start and a reload also report problems found in the tables of sites.
 #[tokio::test]
 async fn start_and_reload_warn_of_unreachable_routes() {
     let a = Origin::start("a").await;
@@ -142,7 +142,7 @@ async fn start_and_reload_warn_of_unreachable_routes() {
     }
 }
 
-/// What is wrong was told without the name of the file it is in.
+/// Problems were reported without their file name.
 #[tokio::test]
 async fn a_reload_names_the_file_that_has_problems() {
     let a = Origin::start("a").await;
@@ -155,7 +155,7 @@ async fn a_reload_names_the_file_that_has_problems() {
     balancer.logs(&["evenkeel.toml:2:1: server.colour"]).await;
 }
 
-/// Twenty of twenty visits went to the other backend, since each pool overwrote the cookie of the other.
+/// Twenty of twenty visits went to the other backend, because each pool overwrote the other's cookie.
 #[tokio::test]
 async fn sticky_pools_whose_cookies_have_different_paths_keep_their_clients_on_one_host() {
     let [a, b, c, d] = Origin::several(["a", "b", "c", "d"]).await;
@@ -171,7 +171,7 @@ async fn sticky_pools_whose_cookies_have_different_paths_keep_their_clients_on_o
         jar.push(cookie.split(';').next().expect("a pair").to_owned());
         homes.push(reply.origin().to_owned());
     }
-    // A browser sends the cookie of the path; one of another application with our name comes before it.
+    // A browser sends the cookie of the path; another application's cookie with the same name precedes it.
     for _ in 0..10 {
         for (index, path) in [(0, "/shop"), (1, "/wiki")] {
             let cookies = format!("ROUTEID=.node3; {}", jar[index]);

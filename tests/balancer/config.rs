@@ -1,9 +1,9 @@
-//! The command line checks a configuration before it is used, and explains itself.
+//! The command line checks and explains configurations.
 
 use tempfile::TempDir;
 use tests::{Balancer, Config, Origin, evenkeel};
 
-/// Everything wrong at once. Each problem with the line that it stands in and a word that its message holds.
+/// All kinds of problems at once, each with its line and a word of its message.
 const WRONG: &str = "\
 [server]
 threads = \"many\"

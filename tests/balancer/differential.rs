@@ -1,5 +1,5 @@
-//! The same bytes to Evenkeel, nginx and HAProxy in front of one backend: what Evenkeel lets through, it understands as
-//! they do, wherever they let it through. Where readings differ, requests are smuggled.
+//! The same bytes to Evenkeel, nginx and HAProxy in front of one backend: every request that Evenkeel forwards is
+//! understood in the same way by the others, if they forward it. Differences would allow request smuggling.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -9,14 +9,14 @@ use tests::nginx::Nginx;
 use tests::{Balancer, Config, Origin, Wire};
 use tokio::task::JoinSet;
 
-/// How long an answer may take. Too short a time makes a proxy look stricter than it is, never laxer.
+/// The timeout for an answer. If it is too short, a proxy looks stricter than it is, never more lenient.
 const PATIENCE: Duration = Duration::from_millis(500);
 const AT_ONCE: usize = 48;
 
-/// What the backend was asked, or that it was not asked at all.
+/// The request that the backend got, or none.
 #[derive(Debug, PartialEq, Eq)]
 enum Reading {
-    /// The proxy said so, or said nothing: it waits for more, or closed.
+    /// The proxy refused it, waits for more, or closed the connection.
     Refused,
     Passed {
         method: String,
@@ -130,7 +130,7 @@ fn cases() -> Vec<String> {
     let mut cases = Vec::new();
     for (number, line) in LINES.iter().enumerate() {
         for field in FIELDS {
-            // A body only says something where a field speaks of one, and odd first lines need no long list.
+            // A body only matters with fields about content, and unusual first lines need only a short list.
             let speaks_of_content = field.contains("ontent") || field.contains("ncoding");
             let bodies = match (speaks_of_content, number) {
                 (false, _) => 1,
@@ -144,7 +144,7 @@ fn cases() -> Vec<String> {
     cases
 }
 
-/// What the backend was asked by way of this proxy.
+/// The request that the backend gets through this proxy.
 async fn reading(proxy: SocketAddr, bytes: &str) -> Reading {
     let mut wire = Wire::connect(proxy).await;
     wire.send(bytes).await;
@@ -157,7 +157,7 @@ async fn reading(proxy: SocketAddr, bytes: &str) -> Reading {
             }
         }
     };
-    // Whoever waits for more of a request than comes has not let it through.
+    // A proxy that waits for more of the request has not forwarded it.
     let Ok(Ok(reply)) = tokio::time::timeout(PATIENCE, replying).await else { return Reading::Refused };
     if reply.status != 200 || reply.field("x-origin").is_none() {
         return Reading::Refused;
@@ -167,7 +167,7 @@ async fn reading(proxy: SocketAddr, bytes: &str) -> Reading {
     }
     let seen = reply.json();
     let text = |key: &str| seen[key].as_str().unwrap_or_default().to_owned();
-    // HAProxy passes an absolute target on as it is, which means the same.
+    // HAProxy forwards an absolute target unchanged, which is equivalent.
     let target = text("target").trim_start_matches("http://site.example").to_owned();
     Reading::Passed { method: text("method"), target, body: text("body") }
 }

@@ -1,4 +1,4 @@
-//! Answers that come before the request was sent whole, and clients that read only when they have sent everything.
+//! Answers that arrive before the request was sent completely, and clients that only read after sending everything.
 
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -9,15 +9,15 @@ use tests::{Balancer, Config, End, Origin, Pool, Port, Request, Step, Wire, even
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 
-/// How long the backend reads nothing, before its answer and after it.
+/// How long the backend does not read, before its answer and after it.
 const PAUSE: Duration = Duration::from_millis(100);
 const KILOBYTE: usize = 1024;
 
-/// The bodies as they came, with the way they ended.
+/// The received bodies, and how they ended.
 type Uploads = Arc<Mutex<Vec<(Vec<u8>, End)>>>;
 
-/// A backend that refuses each upload while it reads nothing, and reads on a while later. Other requests are answered
-/// with their target.
+/// A backend that refuses each upload without reading it, and reads later. Other requests are answered with their
+/// target.
 struct Hasty {
     port: Port,
     uploads: Uploads,
@@ -60,19 +60,19 @@ fn upload(length: usize, is_chunked: bool) -> Request {
     if is_chunked { request.with("Transfer-Encoding", "chunked") } else { request }
 }
 
-// A connection used to be kept when the body had been read from the client, though the backend was still owed some of
-// it. The next request, another client's, was then read as the rest of that body.
+// A connection was kept when the body had been read from the client, although the backend had not got all of it. The
+// next request, another client's, was then read as the rest of that body.
 #[tokio::test]
 async fn a_backend_connection_with_an_unfinished_request_is_not_reused() {
     let refusing = Origin::start("refusing").await;
     let hasty = Hasty::start();
-    // Every second request is tried elsewhere first.
+    // Every second request is first tried on another backend.
     let pool = Pool::of("app", [&refusing]).backend(&hasty.port.address().to_string(), "").without_ejection();
     let balancer = Balancer::start(Config::default().server("threads = 1").pool(pool)).await;
     refusing.stop().await;
     let mut sent = 0;
     for is_chunked in [false, true] {
-        // How much the kernel's buffers take. A little more waits in the balancer, which has read it from the client.
+        // The capacity of the kernel's buffers. A little more waits in the balancer, which has read it from the client.
         let mut taken = 0;
         for _ in 0..2 {
             let mut wire = balancer.connect().await;
@@ -99,7 +99,7 @@ async fn a_backend_connection_with_an_unfinished_request_is_not_reused() {
 
 const MEGABYTE: usize = 1 << 20;
 
-/// Either way in which a client connects.
+/// A client's connection, plain or TLS.
 trait Connection: AsyncRead + AsyncWrite + Unpin + Send {}
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> Connection for T {}
 
@@ -111,19 +111,19 @@ async fn connect(balancer: &Balancer, is_tls: bool) -> Box<dyn Connection> {
     }
 }
 
-/// Writes everything, reads then, and returns what came until the end.
+/// Sends everything, then reads, and returns what arrived until the end.
 async fn send_then_read(mut client: Box<dyn Connection>, request: &Request) -> io::Result<Vec<u8>> {
     client.write_all(&request.to_bytes()).await?;
     client.flush().await?;
     let mut reply = Vec::new();
     match client.read_to_end(&mut reply).await {
-        // Whether the end was in order is for TLS to know; the message has its own end.
+        // Whether the end was clean is TLS's concern; the message has its own end.
         Err(e) if e.kind() != io::ErrorKind::UnexpectedEof => Err(e),
         _ => Ok(reply),
     }
 }
 
-// Waiting for TLS to flush used to move nothing else: the client waited for us to read, and we for it.
+// While waiting for TLS to flush, nothing else made progress: client and balancer waited for each other to read.
 #[tokio::test]
 async fn upload_and_response_progress_when_the_client_reads_only_at_the_end() {
     const LENGTH: usize = 24 * MEGABYTE;
@@ -132,7 +132,7 @@ async fn upload_and_response_progress_when_the_client_reads_only_at_the_end() {
     tokio::spawn(async move {
         while let Ok((mut stream, _)) = listener.accept().await {
             tokio::spawn(async move {
-                // It streams its response while it reads the request.
+                // Streams its response while it reads the request.
                 let (mut reader, mut writer) = stream.split();
                 let sending = async {
                     let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {LENGTH}\r\n\r\n");
@@ -172,7 +172,7 @@ async fn closes_early(mut stream: TcpStream) -> io::Result<()> {
     Ok(())
 }
 
-// Lingering used to end after 2 seconds and 1 MiB, and the reset that followed took the answer away.
+// Lingering ended after 2 seconds and 1 MiB, and the following reset discarded the answer.
 #[tokio::test]
 async fn a_client_that_sends_its_whole_refused_upload_can_read_the_refusal() {
     let port = Port::reserve();
@@ -200,7 +200,7 @@ async fn a_client_that_sends_its_whole_refused_upload_can_read_the_refusal() {
             let (target, status) = [("/early", 401), ("/none", 404), ("/nobody", 503), ("/large", 413)][number % 4];
             let mut request = Request::post(target, vec![b'x'; length]);
             if status == 413 {
-                // Said by its head; the client sends it all the same.
+                // The head says so; the client sends it anyway.
                 request = Request::post("/early", vec![b'x'; length]).with("Content-Length", "100000001");
             }
             let request = request.with("Connection", "close");
@@ -215,7 +215,7 @@ async fn a_client_that_sends_its_whole_refused_upload_can_read_the_refusal() {
     }
 }
 
-/// More than a narrow client's side takes: the rest waits at the balancer's, where a reset takes it away.
+/// More than a small client-side buffer holds: the rest waits in the balancer's socket, where a reset discards it.
 const LARGE: usize = 100_000;
 
 async fn is_served(balancer: &Balancer) {
@@ -223,7 +223,7 @@ async fn is_served(balancer: &Balancer) {
     eventually("the request is served", served).await;
 }
 
-// The balancer closed at once where nothing more had come yet, and the next request was answered by a reset.
+// The balancer closed at once if nothing more had arrived yet, and the next request was answered by a reset.
 #[tokio::test]
 async fn pipelined_requests_do_not_truncate_the_last_response_of_a_connection() {
     let port = Port::reserve();
@@ -235,7 +235,7 @@ async fn pipelined_requests_do_not_truncate_the_last_response_of_a_connection() 
         let response = response(200, &[], vec![b'x'; LARGE]);
         let (head, content) = response.split_at(response.len() - LARGE);
         wire.stream.write_all(head).await?;
-        // The balancer has read the request to its end, though not when it passed the head on.
+        // The balancer has read the whole request, but only after forwarding the head.
         wire.request_body(&request).await?;
         wire.stream.write_all(content).await?;
         wire.rest().await;
@@ -249,7 +249,7 @@ async fn pipelined_requests_do_not_truncate_the_last_response_of_a_connection() 
     wire.send("0\r\n\r\n").await;
     is_served(&balancer).await;
     for _ in 0..20 {
-        // After a reset it cannot be sent.
+        // Cannot be sent after a reset.
         let _ = wire.stream.write_all(&Request::get("/next").to_bytes()).await;
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
@@ -257,7 +257,7 @@ async fn pipelined_requests_do_not_truncate_the_last_response_of_a_connection() 
     assert_eq!((content.len(), is_orderly), (LARGE, true));
 }
 
-// The alert came to a socket that was closed, and was answered by a reset.
+// The alert arrived at a closed socket and was answered by a reset.
 #[tokio::test]
 async fn a_close_notify_does_not_truncate_the_last_response_of_a_connection() {
     let a = Origin::start("a").await;
@@ -270,7 +270,7 @@ async fn a_close_notify_does_not_truncate_the_last_response_of_a_connection() {
     client.write_all(&request).await.expect("a peer");
     client.flush().await.expect("a peer");
     is_served(&balancer).await;
-    // The balancer has closed, if it does so at once.
+    // The balancer has closed by now, if it closes at once.
     tokio::time::sleep(PAUSE).await;
     client.shutdown().await.expect("a peer");
     tokio::time::sleep(PAUSE).await;
@@ -288,7 +288,7 @@ async fn lingering_clients_are_shed_first() {
     let balancer = Balancer::start(config).await;
     let mut idle = balancer.connect().await;
     assert_eq!(idle.exchange(&Request::get("/")).await.status, 200);
-    // Long enough to be shed itself, were nobody else there.
+    // Long enough to be shed, if nobody else were there.
     tokio::time::sleep(Duration::from_millis(1500)).await;
     let mut refused = balancer.connect().await;
     refused.send("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n").await;
@@ -298,7 +298,7 @@ async fn lingering_clients_are_shed_first() {
     assert_eq!(balancer.metrics().await.sum("evenkeel_client_connections_shed_total", &[]), 1.0);
 }
 
-// There used to be 16 at most.
+// The maximum was 16.
 #[tokio::test]
 async fn any_number_of_interim_responses_passes_within_a_rate() {
     const INTERIM: &[u8] = b"HTTP/1.1 102 Processing\r\n\r\n";
@@ -306,7 +306,7 @@ async fn any_number_of_interim_responses_passes_within_a_rate() {
     let balancer = Balancer::start(Config::of([&a]).app(|pool| pool.set("response_timeout = \"2s\""))).await;
     let finally = Step::Send(response(200, &[], "done"));
     let burst = vec![Step::Send(INTERIM.repeat(60)), finally.clone()];
-    // In all it takes longer than a response may.
+    // The total takes longer than a response may.
     let pause = [Step::Wait(Duration::from_millis(600)), Step::Send(INTERIM.to_vec())];
     let slow = [vec![pause.to_vec(); 5].concat(), vec![finally.clone()]].concat();
     for (steps, count) in [(burst, 60), (slow, 5)] {
@@ -326,11 +326,11 @@ async fn any_number_of_interim_responses_passes_within_a_rate() {
 
 const BEGUN: &[u8] = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nfirst\r\n";
 const ENDED: &[u8] = b"4\r\nlast\r\n0\r\n\r\n";
-/// Requests whose content does not come: it is held back, which the answer makes right, or has begun.
+/// Requests without their content: in one the client waits for 100, in the other it has begun.
 const HELD_BACK: &str = "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\nExpect: 100-continue\r\n\r\n";
 const UNFINISHED: &str = "POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nbody\r\n";
 
-// It was cut off once its client had owed the content for too long.
+// The response was cut off once the client had delayed its content for too long.
 #[tokio::test]
 async fn a_response_is_passed_on_though_the_rest_of_the_request_body_never_comes() {
     let a = Origin::start("a").await;
@@ -363,7 +363,7 @@ async fn a_response_that_stalls_during_an_unfinished_upload_is_cut_off() {
     let pool = |pool: Pool| pool.set("read_timeout = \"200ms\"").without_ejection();
     let config = Config::of([&a]).app(pool).listener("body_timeout = \"1h\"\nmin_rate = 0");
     let balancer = Balancer::start(config).await;
-    // Where a backend waits for content in vain, its pause is the client's fault.
+    // If a backend waits for content in vain, its pause is the client's fault.
     for (request, failures) in [(UNFINISHED, 0), (HELD_BACK, 1)] {
         let mut wire = balancer.connect().await;
         wire.send(request).await;
@@ -381,7 +381,7 @@ async fn upload_progress_renews_the_read_timeout_unless_the_upload_drips() {
     let config = Config::of([&a]).app(|pool| pool.set("read_timeout = \"1s\"")).listener(listener);
     let balancer = Balancer::start(config).await;
     let head = "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n";
-    // It answers, reads all, and answers on.
+    // Answers, reads everything, and continues its answer.
     a.at_head(|_| vec![Step::Send(BEGUN.to_vec())]);
     a.answer_with(ENDED);
     let mut wire = balancer.connect().await;
@@ -409,7 +409,8 @@ async fn upload_progress_renews_the_read_timeout_unless_the_upload_drips() {
     assert_eq!(balancer.backend(&a).await["failures"], 0);
 }
 
-// The upload was held against the backend, though its client took nothing of the answer, or though it was answering.
+// The stalled upload counted against the backend, although its client did not read the answer, or although it was
+// answering.
 #[tokio::test]
 async fn a_backend_that_answers_without_reading_the_upload_is_not_cut_off() {
     const LENGTH: usize = 24 * MEGABYTE;
@@ -428,7 +429,7 @@ async fn a_backend_that_answers_without_reading_the_upload_is_not_cut_off() {
                     }
                     wire.stream.write_all(&vec![b'r'; MEGABYTE]).await?;
                 }
-                // It reads on, so that closing does not take the response back.
+                // Reads on, so that closing does not discard the response.
                 wire.stream.read_to_end(&mut Vec::new()).await
             });
         }

@@ -1,5 +1,5 @@
-//! `check --explain` says of a request what the running balancer does with it: the same site, the same route, the same
-//! head for the backend or the client.
+//! `check --explain` reports for a request what the running balancer does with it: the same site, the same route, the
+//! same head for the backend or the client.
 
 use std::collections::BTreeSet;
 
@@ -8,15 +8,15 @@ use tests::{Balancer, Config, Origin, Pool, Request};
 
 const SITES: usize = 12;
 const REQUESTS: usize = 72;
-/// At once: each is a process.
+/// The number of processes at once.
 const AT_ONCE: usize = 6;
 
-/// Numbers that are the same in every run.
+/// Random numbers that are the same in every run.
 struct Random(u64);
 
 impl Random {
     fn below(&mut self, most: usize) -> usize {
-        // Knuth's MMIX; the upper bits are the good ones.
+        // Knuth's MMIX; the upper bits are the best ones.
         self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (self.0 >> 33) as usize % most
     }
@@ -35,7 +35,7 @@ fn path(random: &mut Random) -> String {
     format!("/{}", segments.join("/"))
 }
 
-/// A site with up to eight routes, each for other paths.
+/// A site with up to eight routes, each for different paths.
 fn site(random: &mut Random, name: usize) -> String {
     let mut text = format!(
         "[[site]]\nname = \"site-{name}\"\nhosts = [\"s{name}.example\"]\n\
@@ -88,7 +88,7 @@ fn request(random: &mut Random, port: u16) -> Request {
     target += random.of(&["", "", "/", "/x", "?q=1", "?q=2&r=%20", "//a", "%2fb"]);
     let request = Request::new(random.of(&["GET", "GET", "POST", "HEAD", "DELETE"]), &target);
     let request = request.with("Host", &format!("s{}.example:{port}", random.below(SITES + 1)));
-    // As the wire would add it.
+    // As the client would add it.
     let request = if request.method == "POST" { request.with("Content-Length", "0") } else { request };
     match random.below(3) {
         0 => request.with("X-T", "1"),
@@ -97,14 +97,14 @@ fn request(random: &mut Random, port: u16) -> Request {
     }
 }
 
-/// What was told of a head: its first line, then its fields, without those that differ from one request to the next.
+/// A head's first line, then its fields, without those that differ between requests.
 fn head_lines<'a>(first: &str, fields: impl Iterator<Item = (&'a str, &'a str)>) -> Vec<String> {
     let varies = ["x-request-id", "cdn-loop", "date", "connection"];
     let fields = fields.filter(|(name, _)| !varies.contains(&name.to_ascii_lowercase().as_str()));
     std::iter::once(first.to_owned()).chain(fields.map(|(name, value)| format!("{name}: {value}"))).collect()
 }
 
-/// Site and route, and what is sent to whom, as the balancer did it.
+/// Site and route, and the head that the balancer sent to the backend or client.
 async fn done(balancer: &Balancer, origin: &Origin, request: &Request) -> (Option<String>, Vec<String>) {
     let before = origin.requests().len();
     let reply = balancer.send(request).await;
@@ -120,7 +120,7 @@ async fn done(balancer: &Balancer, origin: &Origin, request: &Request) -> (Optio
     }
 }
 
-/// The same as `check --explain` has it.
+/// The same according to `check --explain`.
 async fn explained(balancer: &Balancer, request: &Request) -> (Option<String>, Vec<String>, String) {
     let host = request.field("host").expect("it has one");
     let question = format!("{} http://{host}{}", request.method, request.target);
@@ -174,7 +174,7 @@ async fn explanations_and_the_running_balancer_agree() {
     assert!(of_backends > 10 && own > 5 && none > 0, "{of_backends} {own} {none}");
 }
 
-/// Each setting in force comes with the line that says it, or as a default.
+/// Each setting is shown with the line that sets it, or as a default.
 #[tokio::test]
 async fn explain_names_the_line_of_every_setting() {
     let folder = tempfile::tempdir().expect("a temporary folder");

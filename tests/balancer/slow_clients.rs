@@ -1,4 +1,4 @@
-//! Clients that are slow on purpose or by nature: what they cost, and when they are disconnected.
+//! Slow clients, malicious or not: what they cost, and when they are disconnected.
 
 use std::time::{Duration, Instant};
 
@@ -6,9 +6,9 @@ use tests::http2::{Http2, reply, request, tls};
 use tests::{Balancer, Config, End, Origin, Pool, Request, Step, eventually, response, within};
 use tokio::io::AsyncWriteExt;
 
-/// More than what is read whole before a backend is chosen.
+/// More than is buffered before a backend is chosen.
 const LARGE: usize = 100_000;
-/// Bytes per second that nobody here keeps up with, to be asked for once the grace is over.
+/// A rate that no client here reaches, required after the grace.
 const BRISK: &str = "min_rate = 100000000";
 
 fn post(length: usize) -> String {
@@ -23,7 +23,7 @@ async fn a_small_body_is_buffered_before_a_backend_is_chosen() {
     wire.send(post(10)).await;
     for _ in 0..9 {
         wire.send("x").await;
-        // Whoever asks meanwhile is served, and is the only one.
+        // Another client is served meanwhile, and is the only one.
         assert_eq!(balancer.get("/").await.status, 200);
         balancer.is_idle().await;
     }
@@ -77,7 +77,7 @@ async fn a_dripping_body_is_408_at_min_rate() {
     assert_eq!(balancer.backend(&a).await["failures"], 0, "the client's fault, not the backend's");
 }
 
-// What came while the backend was waited for, such as the first part, used not to count.
+// Bytes that arrived while waiting for the backend, such as the first part, did not count.
 #[tokio::test]
 async fn a_client_that_has_sent_much_may_pause() {
     let a = Origin::start("a").await;
@@ -95,7 +95,7 @@ async fn a_client_that_has_sent_much_may_pause() {
 async fn a_client_that_reads_in_sips_is_disconnected() {
     let a = Origin::start("a").await;
     let balancer = Balancer::start(Config::of([&a]).listener(BRISK)).await;
-    // By splice, and by copying.
+    // Spliced, and copied.
     for length in ["Content-Length: 40000000\r\n", ""] {
         let head = format!("HTTP/1.1 200 OK\r\n{length}\r\n").into_bytes();
         a.answer(move |_| vec![Step::Send(head.clone()), Step::Send(vec![b'x'; 40_000_000]), Step::Close]);
@@ -119,7 +119,7 @@ async fn a_slow_client_above_min_rate_is_served() {
     let balancer = Balancer::start(Config::of([&a])).await;
     let mut wire = balancer.connect().await;
     wire.send(post(6000)).await;
-    // A second of silence between pieces is more than the usual rate asks to make up for.
+    // A second of silence between pieces is more than the default rate tolerates.
     for _ in 0..6 {
         tokio::time::sleep(Duration::from_secs(1)).await;
         wire.send(vec![b'x'; 1000]).await;
@@ -127,7 +127,7 @@ async fn a_slow_client_above_min_rate_is_served() {
     assert_eq!(wire.reply().await.status, 200);
 }
 
-// Servers have limits of their own on how long they wait for content. Five such clients put a backend aside.
+// Servers have their own timeouts for content. Five such clients caused an ejection.
 #[tokio::test]
 async fn a_backend_that_gives_up_on_a_slow_body_has_not_failed() {
     let a = Origin::start("a").await;
@@ -145,7 +145,7 @@ async fn a_backend_that_gives_up_on_a_slow_body_has_not_failed() {
     }
 }
 
-// Each began the time anew.
+// Each line restarted the timeout.
 #[tokio::test]
 async fn blank_lines_keep_no_connection_open() {
     let a = Origin::start("a").await;
@@ -180,7 +180,7 @@ async fn half_closed_clients_are_answered_where_configured() {
         eventually("the request arrived", async || balancer.in_flight().await == 1).await;
         wire.close_sending().await;
         if is_answered {
-            // It would have been noticed by the time another is served.
+            // The end would have been noticed by the time another client is served.
             assert_eq!(balancer.get("/").await.status, 200);
             eventually("it is the only one", async || balancer.in_flight().await == 1).await;
             a.release();
@@ -192,7 +192,7 @@ async fn half_closed_clients_are_answered_where_configured() {
         assert!(wire.is_closed().await);
         balancer.is_idle().await;
     }
-    // Several requests in one go, and then nothing: all are served.
+    // Several requests at once, and then nothing: all are served.
     let balancer = Balancer::start(Config::of([&a]).listener("half_close = \"answer\"")).await;
     a.answer_with(response(200, &[], "here"));
     let mut wire = balancer.connect().await;
@@ -204,7 +204,7 @@ async fn half_closed_clients_are_answered_where_configured() {
     assert!(wire.is_closed().await);
 }
 
-/// Whichever thread the clients are with.
+/// Whichever thread serves the clients.
 #[tokio::test]
 async fn idle_clients_of_every_thread_are_shed() {
     let a = Origin::start("a").await;
@@ -222,7 +222,7 @@ async fn idle_clients_of_every_thread_are_shed() {
     }
 }
 
-// They were never idle for a second, so that whoever came later was never served.
+// They were never idle for a second, so later clients were never served.
 #[tokio::test]
 async fn clients_that_keep_asking_make_room_too() {
     let a = Origin::start("a").await;
@@ -266,17 +266,17 @@ async fn backend_connections_leave_file_descriptors_for_the_rest() {
     balancer.launch();
     balancer.ready().await;
 
-    // A client of HTTP/2 takes one place and wants a hundred backends.
+    // One HTTP/2 client counts as one connection and requests a hundred backends.
     let statuses = ask_at_once(&balancer, &a, "/a/hold", 500).await;
     assert!(statuses.iter().all(|status| [200, 503].contains(status)), "{statuses:?}");
     assert!(statuses.contains(&503), "there are too few files for this");
-    // Idle connections to one backend are closed for those to another.
+    // Idle connections to one backend are closed in favour of another.
     for (origin, path) in [(&a, "/a/hold"), (&b, "/b/hold")] {
         assert_eq!(ask_at_once(&balancer, origin, path, 150).await, [200; 150]);
     }
 }
 
-/// To notice that they leave takes a file more, but none that another client needs.
+/// Noticing that they leave needs another file descriptor, but none that another client needs.
 #[tokio::test]
 async fn pipelining_clients_leave_file_descriptors_for_others() {
     let a = Origin::start("a").await;
@@ -297,7 +297,7 @@ async fn pipelining_clients_leave_file_descriptors_for_others() {
     a.release();
 }
 
-/// The statuses of so many requests that are in flight together, over HTTP/2.
+/// The statuses of this many simultaneous requests over HTTP/2.
 async fn ask_at_once(balancer: &Balancer, origin: &Origin, path: &str, count: u64) -> Vec<u16> {
     origin.hold();
     origin.answer(|_| vec![Step::Hold, Step::Send(response(200, &[], ""))]);
@@ -328,7 +328,7 @@ async fn at_the_limit_idle_clients_are_shed_and_new_ones_wait() {
     let clients = async || balancer.metrics().await.sum("evenkeel_client_connections", &[]);
     assert_eq!(balancer.metrics().await.sum("evenkeel_client_connections_limit", &[]), 8.0);
 
-    // Silent ones first, some of which have been served before: they make room for those who ask.
+    // First silent clients, some of which have been served before: they make room for those with requests.
     let mut silent = Vec::new();
     for served in [true, false].repeat(4) {
         let mut wire = balancer.connect().await;
@@ -345,7 +345,7 @@ async fn at_the_limit_idle_clients_are_shed_and_new_ones_wait() {
     drop(silent);
     eventually("all have left", async || clients().await == 0.0).await;
 
-    // Busy ones stay: who comes then waits until one of them is done, and nobody is refused.
+    // Busy clients stay: new ones wait until one of them is done, and nobody is refused.
     let mut busy = Vec::new();
     for _ in 0..8 {
         let mut wire = balancer.connect().await;

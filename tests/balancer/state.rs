@@ -1,4 +1,5 @@
-//! What was changed at run time survives a restart, and the configuration file wins for what it changed since.
+//! Changes at run time survive a restart, and settings that have changed in the configuration file since take
+//! precedence.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -66,7 +67,7 @@ async fn the_file_overrides_runtime_changes_of_what_it_changed_since() {
     balancer.change("POST", "/admin/pools/app/backends", Some(added)).await;
     balancer.stop().await;
 
-    // The operator now writes another algorithm and another weight for a; nothing about b.
+    // The operator writes another algorithm and another weight for a, but changes nothing about b.
     balancer.configure(&Config::default().pool(pool("weighted", 9, 1)));
     balancer.start_again().await;
     let expected = json!([
@@ -195,7 +196,7 @@ async fn a_hanging_disk_blocks_neither_probes_nor_the_api() {
     let answer = balancer.switch_algorithm("least-connections").await;
     assert_eq!(answer["persistence"], "pending", "{answer}");
     assert_eq!(balancer.algorithm().await, "least-connections", "it is in force all the same");
-    // Taking out what has drained happened on the thread that probes and answers, disk and all.
+    // The removal of a drained backend ran on the thread for probes and the API, including the write to disk.
     let mut held = balancer.connect().await;
     held.send(Request::get("/hold").to_bytes()).await;
     eventually("the request arrived", async || a.heads() + b.heads() == 1).await;
@@ -235,7 +236,7 @@ async fn a_hanging_configuration_file_blocks_neither_the_api_nor_the_stop() {
     let a = Origin::start("a").await;
     let config = Config::of([&a]).app(|pool| pool.algorithm("ip-hash"));
     let mut balancer = Balancer::start(Config::of([&a])).await;
-    // Opening a pipe to read waits until somebody opens it to write.
+    // Opening a pipe for reading waits until another process opens it for writing.
     let file = balancer.config_file();
     std::fs::remove_file(&file).expect("the file is there");
     assert!(Command::new("mkfifo").arg(&file).status().expect("a program of every system").success());
@@ -245,7 +246,7 @@ async fn a_hanging_configuration_file_blocks_neither_the_api_nor_the_stop() {
     balancer.patch(&a, json!({ "weight": 2 })).await;
     assert_eq!(balancer.algorithm().await, "weighted");
 
-    // Each of the two reloads that wait reads what is written once.
+    // Each of the two waiting reloads reads what is written once.
     let text = config.text(balancer.address(), balancer.admin_address());
     let version = balancer.version().await;
     for reload in 1..=2 {
@@ -259,7 +260,7 @@ async fn a_hanging_configuration_file_blocks_neither_the_api_nor_the_stop() {
     balancer.stop().await;
 }
 
-/// Makes the disk of the balancer's next start hang in `fsync` for as long as the file exists that this names.
+/// Makes `fsync` hang after the balancer's next start, as long as the returned file exists.
 fn hanging_disk(balancer: &mut Balancer) -> PathBuf {
     let (source, library) = (balancer.file("disk.c"), balancer.file("disk.so"));
     let text = "#include <stdlib.h>\n#include <sys/syscall.h>\n#include <unistd.h>\n\
@@ -288,7 +289,7 @@ async fn without_persistence_a_restart_drops_runtime_changes() {
     assert_eq!(balancer.algorithm().await, "weighted");
 }
 
-/// The pool's algorithm, and each backend's address, weight and state, in the order shown.
+/// The pool's algorithm, and each backend's address, weight and state in the order shown.
 async fn wishes(balancer: &Balancer) -> Value {
     let pool = balancer.pool().await;
     let backends = pool["backends"].as_array().into_iter().flatten();

@@ -1,4 +1,4 @@
-//! A cookie brings a client back to its backend, over every algorithm, for as long as that backend takes traffic.
+//! A cookie leads a client back to its backend, with every algorithm, as long as that backend takes traffic.
 
 use serde_json::json;
 use tests::balancer::backend_path;
@@ -131,7 +131,7 @@ async fn a_client_moves_within_one_request_when_its_backend_is_down() {
     assert_moves(&balancer, &cookie, &name).await;
 }
 
-// The way home was a position, which is another backend's after a change.
+// The cookie's backend was remembered by position, which may be another backend's after a change.
 #[tokio::test]
 async fn a_backend_inserted_before_the_choice_changes_no_clients_backend() {
     let origins = Origin::several(["a", "b", "c"]).await;
@@ -141,7 +141,7 @@ async fn a_backend_inserted_before_the_choice_changes_no_clients_backend() {
     let mut wire = balancer.connect().await;
     let head = format!("POST / HTTP/1.1\r\nHost: x\r\nCookie: ROUTEID={cookie}\r\nContent-Length: 4\r\n\r\nbo");
     wire.send(head).await;
-    // The exchange begins with its head; nothing outside tells when.
+    // The exchange begins with its head, which is not visible from outside.
     tokio::time::sleep(std::time::Duration::from_millis(200)).await;
     balancer.configure(&config(std::iter::once(&new).chain(&origins)));
     balancer.change("POST", "/admin/reload", None).await;
@@ -198,14 +198,14 @@ async fn pools_ignore_each_others_cookies() {
     assert!(balancer.send(&request).await.set_cookie("ROUTEID").is_some());
 }
 
-/// The cookie that a new client is given, and by whom.
+/// The cookie that a new client gets, and the origin that answered.
 async fn first_visit(balancer: &Balancer) -> (String, String) {
     let reply = balancer.get("/").await;
     let cookie = reply.set_cookie("ROUTEID").unwrap_or_else(|| panic!("no cookie: {:?}", reply.fields));
     (value(&cookie), reply.origin().to_owned())
 }
 
-/// Who answers a client with this cookie, and the new cookie if it gets one.
+/// The origin that answers a client with this cookie, and the new cookie if it gets one.
 async fn visit(balancer: &Balancer, cookie: &str) -> (String, Option<String>) {
     let field = format!("theme=dark; ROUTEID={cookie}; ROUTEIDX=no");
     let reply = balancer.send(&Request::get("/").with("Cookie", &field)).await;
@@ -275,7 +275,7 @@ async fn the_grace_applies_only_to_healthy_backends_that_stay_in_the_pool() {
     assert_eq!(held.reply().await.origin(), "a");
 }
 
-/// The cookie, as browsers send it, that leads to this origin.
+/// The cookie for this origin, in the form in which browsers send it.
 async fn cookie_of(balancer: &Balancer, origin: &str) -> String {
     loop {
         let reply = balancer.get("/").await;

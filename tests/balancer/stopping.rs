@@ -1,4 +1,4 @@
-//! Neither a stop nor a reload costs a request that is in flight, and a bad configuration file costs nothing at all.
+//! Neither a stop nor a reload loses a request in flight, and an invalid configuration file changes nothing.
 
 use std::process::Command;
 
@@ -54,7 +54,7 @@ async fn the_shutdown_deadline_ends_open_exchanges() {
     balancer.stop().await;
     assert!(held.is_closed().await);
     socket.ended().await;
-    // They used to leave no trace.
+    // They were missing from the log.
     let lines = std::fs::read_to_string(balancer.file("access.log")).expect("a log");
     let lines: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
     let mut ends: Vec<_> = lines.iter().map(|line| (line["target"].as_str(), line["status"].as_u64())).collect();
@@ -85,7 +85,7 @@ async fn a_second_signal_ends_open_exchanges() {
     assert!(lines.contains("\"/ticks\"") && lines.contains("\"shutdown\""), "{lines}");
 }
 
-/// More than a thread accepts at once.
+/// More connections than a thread accepts at once.
 #[tokio::test]
 async fn a_stop_serves_clients_that_have_connected() {
     let a = Origin::start("a").await;
@@ -207,7 +207,7 @@ async fn a_log_at_its_size_limit_loses_lines_but_not_the_process() {
     };
     limit("0:unlimited");
     eventually("lines are lost", async || {
-        // As many as fill the writer's buffer, in which nothing is lost yet.
+        // Enough to fill the writer's buffer, with nothing lost yet.
         assert_eq!(balancer.origins_of(200).await.concat(), "a".repeat(200));
         balancer.metrics().await.sum("evenkeel_access_log_lost_total", &[]) > 0.0
     })

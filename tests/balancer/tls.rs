@@ -1,5 +1,5 @@
-//! TLS towards clients: which certificate they get, and with which protocols. Clients are `openssl s_client`; where nginx
-//! settles what is right, it is asked the same.
+//! TLS towards clients: which certificate they get, and with which protocols. The clients are `openssl s_client`;
+//! results are compared with nginx where it decides what is correct.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -15,10 +15,10 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::rustls::HandshakeKind;
 
-/// Those of nginx's present default, which Debian's is older than.
+/// Those of nginx's current default, which is newer than Debian's.
 const VERSIONS: &str = "ssl_protocols TLSv1.2 TLSv1.3;";
 
-/// A folder with certificates, each named after its file.
+/// A folder with certificates, each named like its file.
 struct Certificates {
     folder: TempDir,
     authority: Authority,
@@ -37,14 +37,14 @@ impl Certificates {
         self.path(name).display().to_string()
     }
 
-    /// Makes `file.pem` and `file.key`, for `names` and with the file's name as its common name.
+    /// Creates `file.pem` and `file.key`, for `names` and with the file's name as common name.
     async fn issue(&self, file: &str, kind: Kind, names: &[&str]) -> &Self {
         let (certificate, key) = (self.path(&format!("{file}.pem")), self.path(&format!("{file}.key")));
         self.authority.issue_as(&certificate, &key, kind, &format!("/CN={file}"), names, 20).await;
         self
     }
 
-    /// Starts a balancer with all of them, and these settings beside.
+    /// Starts a balancer with all of them and these additional settings.
     async fn balancer(&self, origin: &Origin, settings: &str) -> Balancer {
         Balancer::start(self.config(origin, settings)).await
     }
@@ -55,7 +55,7 @@ impl Certificates {
         Config::of([origin]).listener(&format!("tls = {{ certificates = \"{folder}\"{more}{settings} }}"))
     }
 
-    /// Servers of nginx: each with its names and its certificates.
+    /// Servers of nginx, each with its names and certificates.
     fn nginx(&self, servers: &[(&str, &[&str])]) -> String {
         let server = |(names, files): &(&str, &[&str])| {
             let pair = |file: &&str| {
@@ -97,7 +97,7 @@ async fn certificates_are_chosen_by_sni_as_by_nginx() {
             assert_eq!(client.server(), Some(expected), "{name:?}: {}", client.text);
         }
     }
-    // A star stands for one label, as for browsers, and a final dot does not matter.
+    // A star stands for one label, as in browsers, and a final dot is ignored.
     for (name, expected) in [("a.b.shop.example", "default"), ("www.shop.example.", "exact")] {
         let client = handshake(balancer.address(), name, &[]).await;
         assert_eq!(client.server(), Some(expected), "{name:?}: {}", client.text);
@@ -140,7 +140,7 @@ async fn unknown_names_are_refused_where_configured_as_by_nginx() {
             assert!(!unknown.is_success && unknown.text.contains("alert number 112"), "{}", unknown.text);
         }
     }
-    // Clients that name nobody, such as probes by address, get the default certificate.
+    // Clients that send no name, such as probes by address, get the default certificate.
     assert_eq!(handshake(balancer.address(), "", &[]).await.server(), Some("shop"));
 }
 
@@ -186,7 +186,7 @@ async fn profiles_and_protocols_are_as_configured() {
         assert_eq!(client.after("ALPN protocol: "), expected, "{arguments}: {}", client.text);
         assert_eq!(client.text.contains("alert protocol version"), expected.is_none(), "{}", client.text);
     }
-    // Without forward secrecy, or without authenticated encryption, there is nothing.
+    // Suites without forward secrecy or authenticated encryption are not supported.
     for suite in ["AES128-GCM-SHA256", "ECDHE-RSA-AES128-SHA256"] {
         let client = handshake(usual.address(), "shop.example", &["-tls1_2", "-cipher", suite]).await;
         assert!(!client.is_success && client.text.contains("alert handshake failure"), "{suite}: {}", client.text);
@@ -229,7 +229,7 @@ async fn a_key_may_be_encrypted() {
         output.contains(&format!("convert it by \"openssl pkcs8 -topk8 -v2 aes-256-cbc -in {key} -out NEW\"")),
         "{output}"
     );
-    // The command that is told does it.
+    // The command in the message works.
     let new = certificates.text("new");
     let arguments = ["pkcs8", "-topk8", "-v2", "aes-256-cbc", "-in", &key, "-out", &new];
     openssl(&[&arguments[..], &["-passin", "pass:correct horse", "-passout", "pass:correct horse"]].concat())
@@ -290,7 +290,7 @@ async fn all_problems_with_files_are_reported_at_once() {
     assert!(outcome.stderr.contains(&message), "{outcome:?}");
 }
 
-/// Settings by which files are looked at often.
+/// Settings that check files often.
 const WATCHED: &str = "watch_interval = \"50ms\"";
 
 #[tokio::test]
@@ -307,7 +307,7 @@ async fn a_renewed_certificate_is_loaded_without_a_reload() {
         certificate.split_once("END CERTIFICATE").expect("its end").0.to_owned()
     };
     let before = shown().await;
-    // The certificate comes a moment after its key: until then the pair does not fit.
+    // The certificate arrives a moment after its key: until then they do not match.
     certificates.issue("shop", Kind::Ecdsa, &["shop.example"]).await;
     eventually("the renewed one is there", async || shown().await != before).await;
     balancer.logs(&["a file has changed: listener ", " for shop.example, valid until "]).await;
@@ -320,7 +320,7 @@ async fn a_renewed_certificate_is_loaded_without_a_reload() {
     assert_eq!(metrics.sum("evenkeel_certificate_problem", &[]), 0.0);
 }
 
-// Clients without a name got another certificate as soon as a file was added whose name comes first.
+// Clients without a name got another certificate as soon as a file was added whose name sorts first.
 #[tokio::test]
 async fn a_default_certificate_that_moves_to_another_file_is_reported() {
     let a = Origin::start("a").await;
@@ -373,11 +373,11 @@ async fn a_half_written_pair_is_not_used_until_it_is_complete() {
     let admin = format!("http://{}", balancer.admin_address());
     let status = evenkeel(["status", "--admin", &admin]).await;
     assert!(status.stdout.contains(&message), "{status:?}");
-    // Others are taken up meanwhile, and one that comes new, and it is said once.
+    // Other files are still taken up, including a new one, and the problem is logged once.
     certificates.issue("three", Kind::Ecdsa, &["three.example"]).await;
     eventually("a new one is there", async || server("three.example").await.as_deref() == Some("three")).await;
     assert_eq!(balancer.log().matches(&message).count(), 1, "{}", balancer.log());
-    // A key that does not fit is another problem.
+    // A key that does not match is another problem.
     std::fs::copy(certificates.path("three.key"), certificates.path("one.key")).expect("our files");
     std::fs::write(certificates.path("one.pem"), &whole).expect("our folder");
     balancer.logs(&["does not belong to the first certificate in"]).await;
@@ -406,7 +406,7 @@ async fn a_name_keeps_its_certificate_until_it_is_replaced_or_a_reload() {
     let server = async |name: &str| handshake(address, name, &[]).await.server().map(str::to_owned);
     let problems = async |balancer: &Balancer| balancer.metrics().await.sum("evenkeel_certificate_problem", &[]);
     let remove = |file: &str| std::fs::remove_file(certificates.path(file)).expect("our file");
-    // One goes that is the default as well, and one that nobody asks for.
+    // Removes one that is also the default, and one whose names are not used.
     remove("four.pem");
     remove("unused.pem");
     let message =
@@ -418,7 +418,7 @@ async fn a_name_keeps_its_certificate_until_it_is_replaced_or_a_reload() {
     let admin = format!("http://{}", balancer.admin_address());
     let status = evenkeel(["status", "--admin", &admin]).await;
     assert!(status.stdout.contains(&message), "{status:?}");
-    // A pair comes with other names, and one that has expired.
+    // One pair gets other names, and one an expired certificate.
     certificates.issue("two", Kind::Ecdsa, &["other.example"]).await;
     let message = format!(
         "{} is for other names than before, and no other certificate is for two.example",
@@ -432,14 +432,14 @@ async fn a_name_keeps_its_certificate_until_it_is_replaced_or_a_reload() {
     balancer.logs(&["WARN", &format!("{} is not valid now, but from ", certificates.text("three.pem"))]).await;
     assert_eq!(server("three.example").await.as_deref(), Some("three"));
     assert_eq!(problems(&balancer).await, 3.0);
-    // Another file for the names that have none now.
+    // Another file for the names that have no certificate now.
     certificates.issue("wild", Kind::Ecdsa, &["*.example"]).await;
     eventually("what was kept is given up", async || server("two.example").await.as_deref() == Some("wild")).await;
     eventually("another is taken up", async || server("four.example").await.as_deref() == Some("wild")).await;
     assert_eq!(server("other.example").await.as_deref(), Some("two"));
     assert_eq!(problems(&balancer).await, 1.0, "the one that is not valid");
     assert_eq!(balancer.log().matches(&message).count(), 1, "{}", balancer.log());
-    // A reload takes what is there.
+    // A reload uses the files as they are.
     remove("one.pem");
     remove("wild.pem");
     eventually("they are missed", async || problems(&balancer).await == 3.0).await;
@@ -479,7 +479,7 @@ async fn tickets_survive_a_renewal() {
     certificates.issue("shop", Kind::Ecdsa, &["shop.example"]).await;
     let balancer = certificates.balancer(&a, "").await;
     let session = certificates.text("session");
-    // s_client keeps the ticket that comes after the handshake if it waits for an answer.
+    // s_client keeps a ticket that arrives after the handshake only if it waits for an answer.
     let request = "GET / HTTP/1.1\r\nHost: shop.example\r\nConnection: close\r\n\r\n";
     let connect = async |arguments: &[&str]| {
         let address = balancer.address().to_string();
@@ -524,7 +524,7 @@ async fn balancers_that_share_a_secret_file_accept_each_others_tickets() {
         other.start_again().await;
         assert!(is_resumed(&other, version).await, "{version}, after a restart");
     }
-    // A new secret goes first; the old one is taken as long as it is there.
+    // A new secret comes first; the old one is accepted while it is in the file.
     let old = std::fs::read_to_string(&secrets).expect("our file");
     connect(&one, &["-tls1_3", "-sess_out", &session]).await;
     std::fs::write(&secrets, format!("{}\n{old}", "b".repeat(32))).expect("our folder");
@@ -537,7 +537,7 @@ async fn balancers_that_share_a_secret_file_accept_each_others_tickets() {
     assert!(is_resumed(&other, "-tls1_3").await);
     eventually("the new secret is in use", renewed).await;
     eventually("the old one is not taken any more", async || !is_resumed(&other, "-tls1_3").await).await;
-    // A file that holds no secret keeps the ones in use.
+    // If a file contains no valid secret, the current ones stay in use.
     std::fs::write(&secrets, "short\n").expect("our folder");
     other.logs(&["WARN", "has 5 characters: a secret has at least 32"]).await;
     connect(&other, &["-tls1_3", "-sess_out", &session]).await;
@@ -546,7 +546,7 @@ async fn balancers_that_share_a_secret_file_accept_each_others_tickets() {
 
 const RENEWALS: u64 = 20;
 
-/// Its figures are printed.
+/// Prints its measurements.
 #[tokio::test]
 async fn renewals_under_load_fail_no_connection_and_no_handshake() {
     #[derive(Default)]
@@ -565,7 +565,7 @@ async fn renewals_under_load_fail_no_connection_and_no_handshake() {
         kept.push(Http2::connect(address).await);
     }
     let counts = Arc::new(Counts::default());
-    // Clients that come again: each keeps its last ticket.
+    // Returning clients: each keeps its last ticket.
     async fn coming(address: std::net::SocketAddr, counts: Arc<Counts>) {
         let client = Arc::new(http2::client(b"http/1.1"));
         while !counts.is_over.load(Ordering::Relaxed) {
@@ -605,6 +605,6 @@ async fn renewals_under_load_fail_no_connection_and_no_handshake() {
         "{RENEWALS} renewals: {} kept connections with {requests} requests, none dropped; {full} full and {resumed} resumed handshakes, none failed",
         kept.len()
     );
-    // A client whose first ticket has come resumes ever after, whatever is renewed.
+    // A client that has got its first ticket always resumes, whatever is renewed.
     assert!(resumed > full, "{full} full, {resumed} resumed");
 }

@@ -1,5 +1,6 @@
-//! TLS towards clients: those that begin it and fall silent, those that speak something else, and those that show
-//! certificates of their own. Clients are `openssl s_client`; where nginx settles what is right, it is asked the same.
+//! TLS towards clients: those that begin it and send nothing more, those that speak another protocol, and those with
+//! client certificates. The clients are `openssl s_client`; results are compared with nginx where it decides what is
+//! correct.
 
 use std::io::{Read, Write};
 use std::net::SocketAddr;
@@ -19,7 +20,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::rustls::pki_types::ServerName;
 use tokio_rustls::rustls::{ClientConnection, StreamOwned};
 
-/// A server's certificate and those of clients, all of one authority.
+/// A server's certificate and client certificates, all of one authority.
 struct Shop {
     folder: TempDir,
     authority: Authority,
@@ -45,7 +46,7 @@ impl Shop {
         self.authority.issue_as(&certificate, &key, Kind::Ecdsa, subject, names, 20).await;
     }
 
-    /// The listener's `tls`, with these settings beside.
+    /// The listener's `tls` with these additional settings.
     fn tls(&self, more: &str) -> String {
         let (certificate, key) = (self.text("server.pem"), self.text("server.key"));
         let separator = if more.is_empty() { "" } else { ", " };
@@ -57,7 +58,7 @@ impl Shop {
         self.tls(&format!("client_certificates = {{ mode = \"{mode}\", ca = \"{}\" }}", ca.display()))
     }
 
-    /// What `s_client` shows of the answer to a request, made with these arguments.
+    /// The answer shown by `s_client` for a request with these arguments.
     async fn ask(&self, address: std::net::SocketAddr, fields: &str, arguments: &[&str]) -> String {
         let address = address.to_string();
         let all = ["s_client", "-connect", &address, "-servername", "shop.example", "-ign_eof"];
@@ -102,7 +103,7 @@ async fn silent_tls_clients_do_not_delay_plain_ones() {
     let section = format!("[[listener]]\naddress = \"{}\"\n{}\n", tls.address(), shop.tls(""));
     let config = Config::of([&a]).server("threads = 1\nmax_connections = 8\nmax_handshakes = 3").section(&section);
     let balancer = Balancer::start(config).await;
-    // More than there are places for handshakes, and for clients.
+    // More than the limits for handshakes and for clients.
     let mut silent = Vec::new();
     for _ in 0..12 {
         silent.push(Wire::connect(tls.address()).await);
@@ -111,12 +112,12 @@ async fn silent_tls_clients_do_not_delay_plain_ones() {
     for _ in 0..50 {
         assert_eq!(balancer.get("/").await.status, 200);
     }
-    // Nor a client of TLS for ever: those that are slow leave.
+    // TLS clients do not wait for ever either: slow handshakes end.
     let mut client = Http2::connect(tls.address()).await;
     assert_eq!(client.get("/").await.status, 200);
     let metrics = balancer.metrics().await;
     assert!(metrics.sum("evenkeel_tls_handshake_failures_total", &[("reason", "shed")]) >= 1.0);
-    // Whoever is served takes no place of a handshake.
+    // A client whose handshake is over does not count as a handshake.
     let more = [Http2::connect(tls.address()).await, Http2::connect(tls.address()).await];
     drop(silent);
     drop(more);
@@ -155,7 +156,7 @@ async fn failed_handshakes_are_counted_by_reason() {
     handshake(balancer.address(), "shop.example", &[]).await;
     let metrics = balancer.metrics().await;
     assert_eq!(metrics.sum("evenkeel_tls_handshakes_total", &[("kind", "full")]), 1.0);
-    // Many in a row are told of, once.
+    // Many in a row are logged once.
     for _ in 0..30 {
         handshake(balancer.address(), "other.example", &[]).await;
     }
@@ -196,7 +197,7 @@ async fn client_certificates_are_verified_and_described_as_by_nginx() {
         let (sha256, ours) = facts(&shop.ask(balancer.address(), "", &arguments).await);
         let (_, theirs) = facts(&shop.ask(nginx.address(), "", &arguments).await);
         let has_certificate = arguments.contains(&"-cert");
-        // nginx has a text for what is missing; with ours nothing is there.
+        // nginx has a text for missing values; here they are empty.
         assert_eq!(ours, theirs, "{arguments:?}");
         assert_eq!(
             ours.starts_with("SUCCESS|CN=Jos\\C3\\A9,OU=\\\"Ops\\\",O=Shop\\, Ltd.,C=DE|CN=Authority|"),
@@ -310,7 +311,7 @@ async fn a_request_for_a_pinned_site_on_another_sites_connection_is_421() {
     );
     let config = Config::of([&a]).listener(&shop.tls(&format!("certificates = [{pair}]"))).sites(&sites);
     let balancer = Balancer::start(config).await;
-    // The harness's clients ask for `localhost`, of which no site knows: as good as another site.
+    // The harness's clients request `localhost`, which is no site's host: equivalent to another site.
     let ask = async |name: &str, host: &str| {
         let address = balancer.address().to_string();
         let request = format!("GET / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
@@ -326,9 +327,9 @@ async fn a_request_for_a_pinned_site_on_another_sites_connection_is_421() {
         ("shop.example", "pinned.example", "421"),
         ("pinned.example", "pinned.example", "200"),
         ("PINNED.example", "pinned.example:443", "200"),
-        // The certificate is not what protects this one.
+        // This one is not protected by the certificate.
         ("pinned.example", "shop.example", "200"),
-        // A client without a name for it has nothing to compare with.
+        // A client without a server name has nothing to compare with.
         ("", "pinned.example", "200"),
     ] {
         assert_eq!(ask(name, host).await, status, "{name} {host}");
@@ -358,7 +359,7 @@ async fn a_flood_of_handshakes_does_not_starve_plain_requests() {
     }
 }
 
-// As docs/tls.md has it.
+// As in docs/tls.md.
 #[tokio::test]
 async fn one_site_of_a_listener_requires_certificates_and_refuses_listed_fingerprints() {
     let (a, shop) = (Origin::start("a").await, Shop::new().await);
@@ -515,7 +516,7 @@ impl Http1 {
         http2::write(&mut self.0, requests.as_bytes()).await;
     }
 
-    /// The head of an answer, whose content is read as well.
+    /// The head of an answer. Also reads its content.
     async fn answer(&mut self) -> String {
         let mut head = Vec::new();
         while !head.ends_with(b"\r\n\r\n") {
@@ -533,7 +534,7 @@ impl Http1 {
         self.answer().await
     }
 
-    /// Whatever comes until the peer closes.
+    /// Everything that arrives until the peer closes.
     async fn rest(&mut self) -> String {
         String::from_utf8_lossy(&http2::rest(&mut self.0).await).into_owned()
     }
@@ -549,8 +550,7 @@ async fn reload(balancer: &Balancer, config: &Config) {
     balancer.change("POST", "/admin/reload", None).await;
 }
 
-/// What a listener demands of its clients, in several ways. A client that has no certificate can connect to each but the
-/// last two.
+/// Listeners with different requirements. A client without a certificate can connect to all but the last two.
 struct Demands {
     plain: String,
     tls: String,
@@ -598,7 +598,7 @@ async fn connections_end_when_a_reload_changes_who_may_connect() {
         let (mut idle_2, new_2) = (http2_over(address, is_tls).await, http2_over(address, is_tls).await);
         assert_eq!(idle_2.get("/").await.status, 200, "{what}");
         let (mut busy, mut busy_2) = (Http1::connect(address, is_tls).await, http2_over(address, is_tls).await);
-        // The second one may not be begun any more.
+        // The second request may not begin any more.
         busy.ask(&["/hold", "/behind"]).await;
         let (response, _) = busy_2.begin(request("GET", "/hold", &[]), true).await;
         eventually("both are there", async || a.heads() == heads + 4).await;
@@ -680,7 +680,7 @@ async fn connections_on_a_former_address_end_when_their_listener_gets_stricter()
     assert_eq!(idle.rest().await, "");
 }
 
-// The configuration was in force before connections were shut out by it, and after they were let in by the one before.
+// Clients were excluded only after the configuration had taken effect, and admitted before it had.
 #[tokio::test(flavor = "multi_thread")]
 async fn no_client_is_served_by_a_configuration_that_excludes_it() {
     const ROUNDS: usize = 12;
@@ -695,7 +695,7 @@ async fn no_client_is_served_by_a_configuration_that_excludes_it() {
     let balancer = Balancer::start(open.clone()).await;
     let (address, is_over) = (balancer.address(), Arc::new(AtomicBool::new(false)));
     let answered = Arc::new(AtomicUsize::new(0));
-    // Nobody tells of it by the PROXY protocol, ever.
+    // No client sends a header of the PROXY protocol.
     let client = |_| {
         let (is_over, answered) = (Arc::clone(&is_over), Arc::clone(&answered));
         tokio::spawn(async move {
@@ -787,7 +787,7 @@ async fn connections_stay_when_a_reload_does_not_change_who_may_connect() {
     serves("another time limit").await;
     reload(&balancer, &config("", ", profile = \"modern\", alpn = [\"h2\"]")).await;
     serves("another profile").await;
-    // With another text around them, they are the same issuers.
+    // The same issuers with additional text in the file.
     let text = std::fs::read_to_string(&authority).expect("our file");
     std::fs::write(&issuers, format!("Written anew\n{text}")).expect("our folder");
     shop.issue("server", "/CN=server", &["shop.example"]).await;
@@ -799,7 +799,7 @@ async fn connections_stay_when_a_reload_does_not_change_who_may_connect() {
     reload(&balancer, &config("", "")).await;
     serves("a reload with a renewed certificate").await;
     assert!(!balancer.log().contains("other clients may connect"), "{}", balancer.log());
-    // Other issuers count without a reload, too.
+    // A changed file of issuers takes effect without a reload, too.
     std::fs::copy(Authority::new().await.certificate(), &issuers).expect("our files");
     assert_eq!(http1.rest().await, "");
     http2.closed().await.expect("a closed connection");
@@ -820,7 +820,7 @@ async fn a_client_that_ignores_goaway_is_served_no_more_streams() {
     reload(&balancer, &config("proxy_protocol = { from = [\"127.0.0.0/8\"] }")).await;
     within("GOAWAY", http2::payload_of(&mut client, kind::GOAWAY)).await;
     http2::write(&mut client, &get(3, "/behind")).await;
-    // The client may repeat it on another connection, which it was told to make.
+    // The client may repeat it on another connection, as the error code says.
     let refused = within("a reset", http2::frame_of(&mut client, kind::RST_STREAM)).await;
     assert_eq!((refused.stream, refused.reason()), (3, Some(h2::Reason::REFUSED_STREAM)));
     a.release();
@@ -840,7 +840,7 @@ async fn a_handshake_begun_before_certificates_were_required_admits_nobody() {
     tls.write_tls(&mut hello).expect("a vector");
     let mut tcp = TcpStream::connect(balancer.address()).await.expect("a listener");
     tcp.write_all(&hello[..9]).await.expect("a peer");
-    // By then it has been accepted.
+    // It has been accepted by then.
     let mut served = Http1::connect(balancer.address(), true).await;
     assert!(served.get("/").await.starts_with("HTTP/1.1 200"));
     let requests = a.heads();
@@ -851,7 +851,7 @@ async fn a_handshake_begun_before_certificates_were_required_admits_nobody() {
     let rest = tokio::task::spawn_blocking(move || {
         let mut stream = StreamOwned::new(tls, tcp);
         let mut rest = Vec::new();
-        // Whatever ends it.
+        // Both ways of ending are correct.
         let _ = stream.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").and_then(|()| stream.flush());
         let _ = stream.read_to_end(&mut rest);
         rest

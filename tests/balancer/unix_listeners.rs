@@ -1,4 +1,4 @@
-//! Unix sockets that clients connect to. curl, nginx and HAProxy are the clients.
+//! Unix sockets for clients. The clients are curl, nginx and HAProxy.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
@@ -16,18 +16,18 @@ use tests::{Balancer, Config, Origin, Request, Wire, evenkeel, eventually, withi
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 
-/// A balancer that listens on a Unix socket too.
+/// A balancer that also listens on a Unix socket.
 struct Unix {
     balancer: Balancer,
     folder: TempDir,
 }
 
-/// A folder whose path leaves room for a socket's name.
+/// A folder with a path short enough for a socket's name.
 fn folder() -> TempDir {
     TempDir::new_in("/tmp").expect("a temporary directory")
 }
 
-/// A listener on a Unix socket, as a section.
+/// The section of a listener on a Unix socket.
 fn listener(path: &Path, lines: &str) -> String {
     format!("[[listener]]\nname = \"unix\"\naddress = \"unix:{}\"\n{lines}\n", path.display())
 }
@@ -43,7 +43,7 @@ impl Unix {
         self.folder.path().join("web.sock")
     }
 
-    /// Reads another configuration, in which the listener is `section`.
+    /// Reloads another configuration, in which the listener is `section`.
     async fn reload(&self, config: Config, section: &str) -> serde_json::Value {
         self.balancer.configure(&config.section(section));
         self.balancer.change("POST", "/admin/reload", None).await
@@ -65,11 +65,11 @@ async fn ask(path: &Path, request: &str) -> String {
 
 const GET: &str = "GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
 
-/// One exchange on a connection that stays.
+/// One exchange on a connection that is kept.
 async fn exchange(stream: &mut UnixStream) {
     stream.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.expect("somebody who reads");
     let mut answer = String::new();
-    // The JSON of an origin.
+    // An origin's JSON.
     while !answer.ends_with('}') {
         let mut buffer = [0; 4096];
         let read = within("an answer", stream.read(&mut buffer)).await.expect("an answer");
@@ -78,7 +78,7 @@ async fn exchange(stream: &mut UnixStream) {
     }
 }
 
-/// What curl gets, as text.
+/// The output of curl.
 async fn curl(arguments: &[&str]) -> String {
     let mut command = tokio::process::Command::new(installed("curl", "curl"));
     command.args(["-sS", "--max-time", "20"]).args(arguments).kill_on_drop(true);
@@ -143,7 +143,7 @@ async fn a_peer_on_a_unix_socket_can_be_a_trusted_proxy() {
     let ask = Request::get("/").with("X-Forwarded-For", "203.0.113.9");
     assert_eq!(client.exchange(&ask).await.status, 200);
     let request = a.last_request();
-    // nginx's own address is trusted in 127.0.0.0/8: the client is the one before it.
+    // nginx's own address is trusted in 127.0.0.0/8, so the client is the address before it.
     assert_eq!(request.field("x-forwarded-for"), Some("203.0.113.9, 127.0.0.9"));
     assert_eq!((request.field("x-real-ip"), request.field("x-forwarded-proto")), (Some("203.0.113.9"), Some("https")));
     assert_eq!(request.field("forwarded").map(|text| text.ends_with(", for=unknown")), Some(true), "{request:?}");
@@ -178,7 +178,7 @@ async fn proxy_protocol_and_tls_work_over_unix_sockets() {
         assert_eq!(client.exchange(&Request::get("/")).await.status, 200, "{version}");
         assert_eq!(a.last_request().field("x-forwarded-for"), Some("127.0.0.9"), "{version}");
     }
-    // What it sent is not read, which is a reset.
+    // Its data is not read, so the connection is reset.
     let cut = try_ask(&with_header.path(), GET).await;
     assert!(cut.as_ref().is_ok_and(String::is_empty) || cut.is_err(), "a header is demanded: {cut:?}");
 }
@@ -197,7 +197,7 @@ async fn the_socket_file_has_its_permissions_and_is_removed_at_the_end() {
     unix.reload(config.clone(), &listener(&path, "mode = \"0600\"")).await;
     assert_eq!((mode(&path), fs::metadata(&path).expect("a socket").ino()), (0o600, inode));
     exchange(&mut kept).await;
-    // Somebody has removed it: a reload makes it anew.
+    // If the file has been removed, a reload creates it again.
     fs::remove_file(&path).expect("our socket");
     unix.reload(config.clone(), &listener(&path, "mode = \"0666\"")).await;
     assert_eq!(mode(&path), 0o666);
@@ -205,14 +205,14 @@ async fn the_socket_file_has_its_permissions_and_is_removed_at_the_end() {
     unix.reload(config.clone(), &listener(&path, "mode = \"0606\"")).await;
     assert_eq!(mode(&path), 0o606);
     assert!(ask(&path, GET).await.starts_with("HTTP/1.1 200"));
-    // One that is not wanted any more goes.
+    // The file of a removed listener is removed.
     unix.reload(config.clone(), "").await;
     assert!(!path.exists());
     unix.reload(config.clone(), &listener(&path, "")).await;
     assert!(ask(&path, GET).await.starts_with("HTTP/1.1 200"));
     unix.balancer.stop().await;
     assert_eq!(fs::read_dir(unix.folder.path()).expect("our folder").count(), 0, "nothing is left");
-    // What another process has put there is not ours.
+    // A file that another process has put there is not removed.
     unix.balancer.start_again().await;
     fs::remove_file(&path).expect("our socket");
     let _other = std::os::unix::net::UnixListener::bind(&path).expect("a free path");
@@ -240,7 +240,7 @@ async fn a_stale_socket_is_replaced_and_anything_else_is_an_error() {
         second.log()
     );
     assert!(ask(&path, GET).await.starts_with("HTTP/1.1 200"), "the first one is not touched");
-    // A file that is no socket.
+    // A file that is not a socket.
     let file = unix.folder.path().join("file");
     fs::write(&file, "text").expect("our folder");
     unix.balancer.configure(&Config::of([&a]).section(&listener(&file, "")));
@@ -306,7 +306,7 @@ async fn reloads_under_load_fail_no_client_of_a_unix_socket() {
         let (path, is_over, asked) = (path.clone(), Arc::clone(&is_over), Arc::clone(&asked));
         async move {
             while !is_over.load(Ordering::Relaxed) {
-                // The queue may be full for a moment, of which TCP would tell nobody.
+                // The queue may be full for a moment, which TCP would not report.
                 match try_ask(&path, GET).await {
                     Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => {}
                     answer => assert!(answer.expect("an answer").starts_with("HTTP/1.1 200")),
@@ -335,7 +335,7 @@ async fn threads_get_equal_numbers_of_clients() {
         exchange(&mut client).await;
         clients.push(client);
     }
-    // A thread has connections to backends of its own, and uses them again.
+    // Each thread has its own connections to backends and reuses them.
     eventually("each thread has served two clients", async || a.open_connections() == 4).await;
 }
 
@@ -349,7 +349,7 @@ async fn the_path_is_relative_to_the_file_and_no_longer_than_the_system_allows()
     balancer.configure(&config(&long));
     let refused = balancer.admin("POST", "/admin/reload", None).await;
     assert!(refused.text().contains("a path of 107 bytes at most"), "{}", refused.text());
-    // A user who may not write there.
+    // A user without write permission.
     let closed = folder();
     fs::set_permissions(closed.path(), Permissions::from_mode(0o755)).expect("our folder");
     balancer.configure(&config(closed.path().join("none").join("web.sock").to_str().expect("UTF-8")));

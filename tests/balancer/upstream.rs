@@ -1,4 +1,4 @@
-//! How backends are connected to: over Unix sockets, and how often.
+//! Connecting to backends: over Unix sockets, and with limits on connections.
 
 use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
@@ -16,7 +16,7 @@ use tokio::io::copy_bidirectional;
 use tokio::net::{TcpStream, UnixListener};
 use tokio::task::JoinSet;
 
-/// A folder whose path leaves room for a socket's name.
+/// A folder with a path short enough for a socket's name.
 fn folder() -> TempDir {
     TempDir::new_in("/tmp").expect("a temporary directory")
 }
@@ -25,7 +25,7 @@ fn pool(address: &str) -> Pool {
     Pool::empty("app").backend(address, "")
 }
 
-/// Listens on a Unix socket in place of an origin, until dropped.
+/// Listens on a Unix socket for an origin, until dropped.
 fn relay(socket: UnixListener, origin: SocketAddr) -> JoinSet<()> {
     let mut relay = JoinSet::new();
     relay.spawn(async move {
@@ -95,7 +95,7 @@ async fn requests_to_a_unix_socket_backend_are_as_over_tcp() {
         assert!(origin.last_request().body == body, "what came is what was sent");
     }
     assert_eq!(origin.connections(), 1, "it is kept");
-    // One that has ended is not used again, nor taken for a whole answer.
+    // A connection that has ended is not reused, and its truncated answer does not count as complete.
     origin.stop().await;
     origin.restart();
     eventually("the end has come", async || balancer.send(&Request::post("/", "text")).await.status == 200).await;
@@ -103,7 +103,7 @@ async fn requests_to_a_unix_socket_backend_are_as_over_tcp() {
     assert_eq!(balancer.get("/").await.end, End::CutOff);
     origin.answer_with(response(200, &[("Connection", "close")], "whole"));
     assert_eq!(balancer.get("/").await.text(), "whole");
-    // As any backend, by its address as it is written.
+    // Like any backend, by its address as written.
     let escaped = address.replace('/', "%2F");
     balancer.change("PATCH", &format!("/admin/pools/app/backends/{escaped}"), Some(json!({ "state": "down" }))).await;
     assert_eq!(balancer.get("/").await.status, 503);
@@ -139,7 +139,7 @@ async fn problems_with_a_unix_socket_backend_are_explained() {
     assert!(!checked.stderr.contains("dead"), "its server may start later: {}", checked.stderr);
 }
 
-// Each request asked for a place every 2 ms until `connect_timeout`.
+// Each request tried to connect every 2 ms until `connect_timeout`.
 #[tokio::test]
 async fn a_unix_socket_backend_with_a_full_queue_counts_as_refusing() {
     let folder = folder();
@@ -187,7 +187,7 @@ async fn source_address_is_used_for_connections_to_backends() {
     balancer.configure(&from(""));
     balancer.change("POST", "/admin/reload", None).await;
     assert_eq!(balancer.get("/").await.text(), "127.0.0.1", "no connection from before is used");
-    // An address that is not here is our own fault: no backend is held responsible.
+    // An address that this machine does not have is our own mistake: no backend is blamed.
     balancer.configure(&from("192.0.2.9"));
     balancer.change("POST", "/admin/reload", None).await;
     let reply = balancer.get("/").await;
@@ -207,7 +207,7 @@ async fn source_address_is_used_for_connections_to_backends() {
     );
 }
 
-// Whoever has no port left is not told to blame a backend, and another address still has one.
+// A lack of local ports is not blamed on a backend, and another local address still has ports.
 #[tokio::test]
 async fn a_lack_of_local_ports_is_distinguished_from_a_refusing_backend() {
     let folder = folder();
@@ -230,7 +230,7 @@ async fn a_lack_of_local_ports_is_distinguished_from_a_refusing_backend() {
     for (file, text) in [("nginx.conf", nginx.as_str()), ("evenkeel.toml", text)] {
         std::fs::write(folder.path().join(file), text).expect("a writable directory");
     }
-    // In a network of its own, which has four ports to connect from.
+    // In a separate network namespace, with four ports to connect from.
     let script = r#"set -e; PIDS=; trap 'kill $PIDS' EXIT TERM
         ip link set lo up; echo 40000 40003 > /proc/sys/net/ipv4/ip_local_port_range
         "$WEB" -g 'daemon off;' -p . -c nginx.conf > nginx.log 2>&1 & PIDS="$PIDS $!"
@@ -290,7 +290,7 @@ async fn proxy_headers_name_the_client_of_each_backend_connection() {
         let probe = "path = \"/\"\ninterval = \"100ms\"\ntimeout = \"100ms\"\nrise = 1\nfall = 3";
         let pool =
             pool(&address.address().to_string()).set(&format!("proxy_protocol = \"{version}\"\n{tls}")).probe(probe);
-        // Of many addresses, one of which the client chooses.
+        // One of many addresses, chosen by the client.
         let wide = Port::reserve();
         let clear_text = format!("[[listener]]\naddress = \"0.0.0.0:{}\"\nh2c = true\n", wide.address().port());
         let config =
@@ -319,10 +319,10 @@ async fn proxy_headers_name_the_client_of_each_backend_connection() {
         }
         assert_eq!((&connections[0], &connections[1]), (&connections[2], &connections[3]), "kept for its client");
         assert_ne!(connections[0], connections[1], "and for nobody else");
-        // Another client behind the same proxy: of it no port is known.
+        // Another client behind the same proxy, whose port is unknown.
         for client in ["192.0.2.7", "192.0.2.8"] {
             let (text, connection) = asks(&mut one, &Request::get("/").with("X-Forwarded-For", client)).await;
-            // nginx shows no port where it is 0.
+            // nginx shows no port if it is 0.
             assert_eq!(text, format!("{client}  {} {}", here.ip(), here.port()), "{version}");
             assert!(!connections.contains(&connection), "{version}");
             connections.push(connection);
@@ -352,13 +352,13 @@ async fn no_backend_exceeds_its_max_connections() {
     let queued = async || balancer.metrics().await.sum("evenkeel_pool_queued", &[("pool", "app")]);
     eventually("two wait", async || queued().await == 2.0 && balancer.in_flight().await == 3).await;
     eventually("the others are asked", async || a.heads() == 2 && b.heads() == 1).await;
-    // One that leaves gives up its turn.
+    // A client that leaves gives up its turn.
     let mut leaving = balancer.connect().await;
     leaving.send(Request::get("/").to_bytes()).await;
     eventually("a third waits", async || queued().await == 3.0).await;
     drop(leaving);
     eventually("it has left", async || queued().await == 2.0).await;
-    // A reload to a higher limit lets one of them in.
+    // A reload with a higher limit admits one of them.
     balancer.configure(&config("20s", 3));
     balancer.change("POST", "/admin/reload", None).await;
     eventually("one waits", async || queued().await == 1.0 && a.heads() == 3).await;
@@ -369,7 +369,7 @@ async fn no_backend_exceeds_its_max_connections() {
     }
     balancer.is_idle().await;
     assert_eq!(queued().await, 0.0);
-    // Who waits too long is told so, and nobody is blamed.
+    // A client that waits too long gets an error, and no backend is blamed.
     a.hold();
     b.hold();
     balancer.configure(&config("50ms", 1));
@@ -397,7 +397,7 @@ async fn no_backend_exceeds_its_max_connections() {
     }
 }
 
-// A limit could be written in the file alone, and was shown nowhere.
+// The limit could only be set in the file, and was not shown.
 #[tokio::test]
 async fn max_connections_of_an_added_backend_is_applied_kept_and_shown() {
     let [a, b, c] = Origin::several(["a", "b", "c"]).await;

@@ -1,5 +1,5 @@
-//! TLS to backends: whose certificates are taken, what is said of the others, and that a connection under TLS is kept,
-//! ended and told from a broken one as any other.
+//! TLS to backends: which certificates are accepted, what is reported about others, and that TLS connections are kept,
+//! ended and distinguished from broken ones like others.
 
 use std::path::Path;
 use std::process::Command;
@@ -21,7 +21,7 @@ use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
-/// A pool of one backend, by TLS with these settings.
+/// A pool of one backend, over TLS with these settings.
 fn pool(name: &str, address: &str, tls: &str) -> Pool {
     Pool::empty(name).backend(address, "").set(&format!("tls = {tls}")).without_ejection()
 }
@@ -30,15 +30,15 @@ fn trusting(authority: &Authority, more: &str) -> String {
     format!("{{ ca = \"{}\"{}{more} }}", shown(&authority.file()), if more.is_empty() { "" } else { ", " })
 }
 
-/// How a [`relay`] ends connections to the balancer whose origin has closed.
+/// How a [`relay`] ends connections to the balancer after its origin has closed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Farewell {
     Said,
     LeftOut,
 }
 
-/// Speaks TLS in place of an origin. Behind each answer it changes its keys, of which the balancer learns while the
-/// connection is idle: as little of its business as a ticket that comes late.
+/// Terminates TLS for an origin. After each answer it updates its keys, of which the balancer learns while the
+/// connection is idle; like a late ticket, this must not matter.
 fn relay(
     port: &Port,
     certified: &Certified,
@@ -86,7 +86,7 @@ fn relay(
     relay
 }
 
-/// `openssl s_server` with these options, which answers every request with what it knows of the connection.
+/// `openssl s_server` with these options, which answers every request with its view of the connection.
 async fn s_server(certified: &Certified, options: &str) -> (Process, Port) {
     let port = Port::reserve();
     let mut command = Command::new(installed("openssl", "openssl"));
@@ -139,7 +139,7 @@ async fn backends_get_sni_are_verified_and_sessions_are_resumed() {
         config = config.pool(pool(name, address, tls)).route(&format!("{name}.example"), "/", name);
     }
     let mut balancer = Balancer::prepare(&config);
-    // Where the system's CAs are looked for.
+    // Where the system's CAs are found.
     balancer.environment.push(("SSL_CERT_FILE".to_owned(), shown(&authority.file())));
     balancer.start_again().await;
     for (name, _, _, expected) in &pools {
@@ -183,7 +183,7 @@ async fn each_rejected_backend_certificate_is_explained_with_the_fix() {
     for (name, address, ..) in &pools {
         config = config.pool(pool(name, &address.to_string(), &verified)).route(&format!("{name}.example"), "/", name);
     }
-    // What is taken from the others when nobody looks.
+    // What is accepted from the others without verification.
     config = config.pool(pool("careless", &on_a.address().to_string(), "{ verify = false }"));
     let balancer = Balancer::start(config.route("careless.example", "/", "careless")).await;
     for (name, _, word, reason) in &pools {
@@ -230,7 +230,7 @@ async fn requests_are_retried_when_a_backend_has_a_wrong_certificate() {
         assert_eq!(balancer.send(&Request::post("/", "text")).await.origin(), "a");
     }
     balancer.logs(&["backend ejected", "tls-certificate (the certificate has expired"]).await;
-    // Probes go by the same way, and verify as traffic does.
+    // Probes connect in the same way, and verify like traffic.
     balancer.configure(&config(Some(probe)));
     balancer.change("POST", "/admin/reload", None).await;
     eventually("a TCP probe finds the certificate", async || {
@@ -294,20 +294,20 @@ async fn tls_connections_to_backends_are_reused_and_closed_as_plain_ones() {
         assert_eq!(balancer.send(&Request::post("/", "text")).await.origin(), "a");
     }
     assert_eq!(count.load(Relaxed), 1, "it is kept, whatever TLS says behind an answer");
-    // The end of an idle connection is seen before the next request, which could not be repeated.
+    // The end of an idle connection is noticed before the next request, which could not be repeated.
     for _ in 0..5 {
         origin.stop().await;
         origin.restart();
         eventually("the end has come", async || balancer.send(&Request::post("/", "text")).await.status == 200).await;
     }
-    // Content that ends with the connection is whole only where TLS says so.
+    // Content that ends with the connection is complete only if TLS says so.
     origin.answer(|_| vec![Step::Send(b"HTTP/1.1 200 OK\r\n\r\nall of it".to_vec()), Step::Close]);
     let reply = balancer.get("/").await;
     assert_eq!((reply.text().as_str(), reply.end), ("all of it", End::Complete));
     let reply = balancer.get("/left-out").await;
     assert_eq!((reply.status, reply.end), (200, End::CutOff), "somebody may have cut the connection");
     origin.forget_script();
-    // Another CA: nothing that was connected before is used.
+    // With another CA, no earlier connection is reused.
     let before = count.load(Relaxed);
     assert_eq!(balancer.get("/").await.status, 200);
     std::fs::write(authority.file(), std::fs::read(Authority::new("Theirs").file()).expect("a file")).expect("a file");

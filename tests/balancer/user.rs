@@ -1,4 +1,4 @@
-//! A process that is started as root and becomes another user.
+//! A process that is started as root and switches to another user.
 
 use std::fs::{self, Permissions};
 use std::net::SocketAddr;
@@ -27,13 +27,13 @@ fn set_mode(path: &Path, mode: u32) {
     fs::set_permissions(path, Permissions::from_mode(mode)).expect("our file");
 }
 
-/// A folder of `nobody`'s.
+/// A folder that belongs to `nobody`.
 fn own_folder(path: &Path) {
     fs::create_dir(path).expect("our folder");
     chown(path, Some(NOBODY), Some(NOBODY)).expect("we are root");
 }
 
-/// What `/proc` says of each thread of a process, by this name.
+/// The values of this name in `/proc` for each thread of a process.
 fn of_threads(process: u32, name: &str) -> Vec<String> {
     let tasks = fs::read_dir(format!("/proc/{process}/task")).expect("a process");
     let status = |task: std::io::Result<fs::DirEntry>| fs::read_to_string(task.ok()?.path().join("status")).ok();
@@ -45,7 +45,7 @@ fn of_threads(process: u32, name: &str) -> Vec<String> {
     statuses.iter().map(line).collect()
 }
 
-/// An address of this machine at a port that only root may bind, and that nobody has.
+/// An unused address of this machine with a port that only root may bind.
 fn low_address() -> SocketAddr {
     let addresses = (400..1000).map(|port| SocketAddr::from(([127, 0, 0, 73], port)));
     let mut free = addresses.filter(|address| std::net::TcpListener::bind(address).is_ok());
@@ -60,7 +60,7 @@ const USER: &str = "user = \"nobody\"";
 const FILES: &str = "[state]\nfile = \"own/evenkeel.state.json\"\n[log]\nfile = \"logs/evenkeel.log\"\n\
     [access_log]\nfile = \"logs/access.log\"\n";
 
-/// A balancer whose folder all may search.
+/// A balancer whose folder everybody may search.
 fn prepare(config: &Config) -> Balancer {
     let balancer = Balancer::prepare(config);
     set_mode(&balancer.file(""), 0o755);
@@ -93,7 +93,7 @@ async fn every_thread_becomes_the_user_and_keeps_only_the_right_to_low_ports() {
         ("Uid", "65534 65534 65534 65534"),
         ("Gid", "65534 65534 65534 65534"),
         ("Groups", "65534"),
-        // CAP_NET_BIND_SERVICE is the tenth.
+        // CAP_NET_BIND_SERVICE is bit 10.
         ("CapEff", "0000000000000400"),
         ("CapPrm", "0000000000000400"),
         ("CapInh", "0000000000000000"),
@@ -112,7 +112,7 @@ async fn every_thread_becomes_the_user_and_keeps_only_the_right_to_low_ports() {
     }
     let log = async || fs::read_to_string(balancer.file("logs/evenkeel.log")).unwrap_or_default();
     assert!(log().await.contains("the process has become user nobody: it may still bind ports below 1024"));
-    // A reload opens a low port, a change is kept, and logs are opened again.
+    // A reload opens a low port, a change is saved, and logs are reopened.
     let next = low_address();
     balancer.configure(&config(&(first.clone() + &listener(next))));
     balancer.change("POST", "/admin/reload", None).await;
@@ -120,7 +120,7 @@ async fn every_thread_becomes_the_user_and_keeps_only_the_right_to_low_ports() {
     balancer.switch_algorithm("least-connections").await;
     eventually("the change is kept", async || balancer.file("own/evenkeel.state.json").exists()).await;
     assert_eq!(fs::metadata(balancer.file("own/evenkeel.state.json")).expect("it was made").uid(), NOBODY);
-    // As logrotate does it with `create 0640 nobody nogroup`.
+    // As logrotate does with `create 0640 nobody nogroup`.
     fs::rename(balancer.file("logs/access.log"), balancer.file("logs/access.log.1")).expect("our file");
     fs::write(balancer.file("logs/access.log"), "").expect("our folder");
     chown(balancer.file("logs/access.log"), Some(NOBODY), Some(NOBODY)).expect("we are root");
@@ -130,7 +130,7 @@ async fn every_thread_becomes_the_user_and_keeps_only_the_right_to_low_ports() {
         fs::metadata(balancer.file("logs/access.log")).expect("our file").len() > 0
     })
     .await;
-    // Another user waits for the next start.
+    // A change of the user takes effect at the next start.
     let other = Config::of([&a]).server("user = \"daemon\"").section(&sections(&first));
     balancer.configure(&other);
     let warnings = balancer.change("POST", "/admin/reload", None).await["warnings"].to_string();
@@ -200,7 +200,7 @@ async fn an_unknown_user_fails_the_start_as_root() {
     assert!(!outcome.status.success() && outcome.stderr.contains(message), "{outcome:?}");
 }
 
-/// A user who could send root elsewhere by a link would get a file, or a socket, in any folder of root's.
+/// Otherwise a user could use a link to make root create a file or a socket in any of root's folders.
 #[tokio::test]
 async fn root_creates_nothing_behind_links_that_the_user_controls() {
     if !is_root() {
@@ -219,7 +219,7 @@ async fn root_creates_nothing_behind_links_that_the_user_controls() {
         assert!(!balancer.process().end().await.success(), "{}", balancer.log());
         assert!(balancer.log().contains("own/link"), "{}", balancer.log());
         assert_eq!(fs::read_dir(balancer.file("roots")).expect("our folder").count(), 0);
-        // The link of root's own is followed.
+        // A link that belongs to root is followed.
         fs::remove_file(balancer.file("own/link")).expect("our link");
         fs::remove_dir(balancer.file("own")).expect("our folder");
         fs::create_dir(balancer.file("own")).expect("our folder");
@@ -250,13 +250,13 @@ async fn sockets_belong_to_the_user_and_reloads_can_change_their_permissions() {
     fs::create_dir(balancer.file("run")).expect("our folder");
     set_mode(&balancer.file("run"), 0o755);
     let daemon = nix::unistd::Group::from_name("daemon").expect("groups").expect("a group").gid.as_raw();
-    // The user is not in that group.
+    // The user is not a member of that group.
     balancer.launch();
     assert!(!balancer.process().end().await.success());
     assert!(balancer.log().contains("SupplementaryGroups="), "{}", balancer.log());
     let outcome = evenkeel(["check", balancer.config_file().to_str().expect("UTF-8")]).await;
     assert!(outcome.status.success() && outcome.stderr.contains("to whom user nobody cannot give"), "{outcome:?}");
-    // Root can give it to the group, where the folder is root's.
+    // Root can set the group if the folder is root's.
     balancer.configure(&config("owner = \":daemon\"", ""));
     balancer.launch();
     balancer.ready().await;
@@ -269,13 +269,13 @@ async fn sockets_belong_to_the_user_and_reloads_can_change_their_permissions() {
     balancer.configure(&config("owner = \":daemon\"\nmode = \"0666\"", ""));
     balancer.change("POST", "/admin/reload", None).await;
     assert_eq!(rights("run/a.sock"), (0o666, NOBODY, daemon));
-    // What the user cannot do is refused, and nothing is changed.
+    // What the user cannot do is refused, and nothing changes.
     balancer.configure(&config("mode = \"0600\"", "owner = \"root\""));
     for path in ["/admin/reload?dry_run=true", "/admin/reload"] {
         assert_eq!(balancer.admin("POST", path, None).await.status, 400);
         assert_eq!(rights("run/a.sock"), (0o666, NOBODY, daemon));
     }
-    // An owner that is taken away leaves what a start gives.
+    // Without an owner, the file gets what a start would give it.
     balancer.configure(&config("", "mode = \"0606\""));
     balancer.change("POST", "/admin/reload", None).await;
     assert_eq!(rights("run/a.sock"), (0o660, NOBODY, NOBODY));
@@ -284,7 +284,7 @@ async fn sockets_belong_to_the_user_and_reloads_can_change_their_permissions() {
     assert!(!balancer.file("own/b.sock").exists() && balancer.file("run/a.sock").exists());
 }
 
-/// As Certbot has it: the certificate is a link in a closed folder to a file in an open one.
+/// As with Certbot: the certificate is a link in a closed folder to a file in an open one.
 #[tokio::test]
 async fn check_looks_at_every_folder_that_a_link_leads_through() {
     if !is_root() {
@@ -318,7 +318,7 @@ async fn a_process_that_is_not_root_stays_its_user_and_logs_that() {
     let a = Origin::start("a").await;
     let folder = tempfile::TempDir::new_in("/tmp").expect("a temporary directory");
     set_mode(folder.path(), 0o755);
-    // Where nobody may find it, whatever folder the tests were built in.
+    // Where nobody can access it, whatever folder the tests were built in.
     let copy = folder.path().join("evenkeel");
     fs::copy(program(), &copy).expect("room for the program");
     for (user, is_told) in [("daemon", true), ("nobody", false)] {

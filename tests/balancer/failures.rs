@@ -1,4 +1,5 @@
-//! What a client is told when something fails, and that it can always tell a whole response from half a one.
+//! What a client gets when something fails, and that it can always distinguish a complete response from an incomplete
+//! one.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -67,7 +68,7 @@ async fn a_response_that_is_not_http_is_502() {
     }
 }
 
-// What a request causes was tried on every backend, counted against each and put them aside.
+// Failures caused by a request were retried on every backend, counted against each and ejected them.
 #[tokio::test]
 async fn responses_over_our_limits_are_neither_retried_nor_counted_as_failures() {
     let lines = |count: usize| (0..count).map(|n| format!("X-{n}: x\r\n")).collect::<String>();
@@ -124,7 +125,7 @@ async fn a_backend_that_does_not_speak_http_is_retried_elsewhere_and_ejected() {
 
 const EXPECTING: &str = "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\nExpect: 100-continue\r\n\r\n";
 
-// A backend that ignored the expectation was taken for one that does not answer.
+// A backend that ignored the expectation counted as one that does not answer.
 #[tokio::test]
 async fn a_client_that_expects_100_gets_exactly_one_from_backend_or_balancer() {
     let a = Origin::start("a").await;
@@ -139,7 +140,7 @@ async fn a_client_that_expects_100_gets_exactly_one_from_backend_or_balancer() {
         let balancer = Balancer::start(Config::of([&a]).app(pool)).await;
         let mut wire = balancer.connect().await;
         wire.send(EXPECTING).await;
-        // The 103 may come before the 100 or after it.
+        // The 103 may arrive before the 100 or after it.
         let not_103 = async |wire: &mut Wire| loop {
             match wire.reply_head().await.status {
                 103 => {}
@@ -205,7 +206,7 @@ async fn without_a_usable_backend_the_answer_is_503_with_retry_after() {
     balancer.sees(&a, "healthy").await;
     assert_eq!(balancer.get("/").await.status, 200);
 
-    // The one that is well goes last: taking it out while the other is unhealthy would have to be forced.
+    // The healthy one comes last: taking it out while the other is unhealthy would have to be forced.
     balancer.patch(&b, json!({ "state": "down" })).await;
     balancer.patch(&a, json!({ "state": "draining" })).await;
     assert_unavailable(&balancer).await;
@@ -273,9 +274,9 @@ async fn a_truncated_response_never_looks_complete() {
             let reply = within("an end", wire.try_exchange(&Request::get("/"))).await;
             match reply {
                 Ok(reply) if reply.status == 200 => assert_eq!(reply.end, End::CutOff, "{name}, {last:?}: {reply:?}"),
-                // Nothing had been passed on yet, so the failure could still be told.
+                // Nothing had been forwarded yet, so the failure could still be reported.
                 Ok(reply) => assert_eq!(reply.status, 502, "{name}, {last:?}"),
-                // Closed before anything was passed on: no mistaking that either.
+                // Closed before anything was forwarded: that is unambiguous, too.
                 Err(_) => {}
             }
             balancer.is_idle().await;
@@ -283,7 +284,7 @@ async fn a_truncated_response_never_looks_complete() {
     }
 }
 
-/// Waits in the balancer's socket when the client does not read.
+/// Waits in the balancer's socket if the client does not read.
 const LARGE: usize = 400_000;
 
 /// Answers `/whole` with a response of [`LARGE`] bytes, and others with half of one twice as large.
@@ -298,7 +299,7 @@ fn break_off(origin: &Origin) {
     });
 }
 
-// The reset by which it ended took back what the client had still to read of it, and of the whole response before it.
+// The reset that ended it discarded what the client had still to read of it, and of the complete response before it.
 #[tokio::test]
 async fn the_reset_of_a_truncated_response_discards_nothing_already_sent() {
     let a = Origin::start("a").await;
@@ -308,7 +309,7 @@ async fn the_reset_of_a_truncated_response_discards_nothing_already_sent() {
     for (balancer, is_secure) in [(&plain, false), (&secure, true)] {
         for (targets, least) in [(&["/whole", "/half"][..], 2 * LARGE), (&["/half"], LARGE)] {
             let served = balancer.metrics().await.sum("evenkeel_requests_total", &[]);
-            // More than one that breaks off is served.
+            // More than one truncated response is served.
             let mut requests: Vec<u8> = targets.iter().flat_map(|target| Request::get(target).to_bytes()).collect();
             requests.extend(Request::get("/next").to_bytes());
             let mut tcp = narrow(balancer.address(), 30_000).await;
@@ -334,14 +335,14 @@ async fn are_served(balancer: &Balancer, count: f64) {
     eventually("they are served as far as they come", served).await;
 }
 
-/// Reads to the end: how much came, and whether it was an orderly one.
+/// Reads to the end. Returns the number of bytes, and whether the end was clean.
 async fn read_to_end(stream: &mut (impl AsyncRead + Unpin)) -> (usize, bool) {
     let mut received = Vec::new();
     let ended = within("the end", stream.read_to_end(&mut received)).await;
     (received.len(), ended.is_ok())
 }
 
-// A client that closes its side is taken for one that has left, and what it had been sent was taken back by a reset.
+// A client that closes its side counts as one that has left, and a reset discarded what it had been sent.
 #[tokio::test]
 async fn a_client_that_half_closes_still_receives_earlier_responses() {
     let a = Origin::start("a").await;
@@ -367,7 +368,7 @@ async fn a_truncated_response_delimited_by_close_ends_with_a_reset() {
         a.answer(move |_| steps.clone());
         let mut wire = balancer.connect().await;
         wire.send("GET / HTTP/1.0\r\n\r\n").await;
-        // Whether the head gets through before the reset is up to the network.
+        // Whether the head gets through before the reset depends on the network.
         if let Ok(reply) = within("an end", wire.try_reply("GET")).await
             && reply.status == 200
         {
@@ -376,13 +377,13 @@ async fn a_truncated_response_delimited_by_close_ends_with_a_reset() {
     }
 }
 
-// A backend that closes because its response is not taken was counted as one that breaks its responses off, and ejected.
+// A backend that closes because its response is not read was counted as one that truncates responses, and ejected.
 #[tokio::test]
 async fn a_backend_that_times_out_on_a_slow_reader_is_not_blamed() {
     let a = Origin::start("a").await;
     let balancer = Balancer::start(Config::of([&a]).app(|pool| pool.ejection("consecutive_failures = 1"))).await;
-    // With a length it passes by splice. It is more than all buffers on the way hold, which the system makes larger where
-    // it remembers connections that were fast.
+    // With a length it is spliced. It is more than all buffers on the way hold, which the system makes larger if it
+    // remembers fast connections.
     for fields in ["Content-Length: 50000000\r\n\r\n", "Transfer-Encoding: chunked\r\n\r\n2faf080\r\n"] {
         let head = format!("HTTP/1.1 200 OK\r\n{fields}").into_bytes();
         let content = Step::SendWithin(vec![b'x'; 50_000_000], Duration::from_millis(200));
@@ -390,7 +391,7 @@ async fn a_backend_that_times_out_on_a_slow_reader_is_not_blamed() {
         let mut wire = Wire::new(narrow(balancer.address(), 1400).await);
         wire.send(Request::get("/").to_bytes()).await;
         assert_eq!(wire.reply_head().await.status, 200);
-        // The backend has given up, and longer than what is taken for a moment.
+        // The backend has given up, after longer than counts as a moment.
         tokio::time::sleep(Duration::from_millis(1700)).await;
         assert_eq!(balancer.in_flight().await, 1, "the client is waited for");
         let (rest, _) = wire.rest().await;
@@ -443,7 +444,7 @@ async fn a_stalled_link_costs_a_timeout_and_recovers() {
     link.stall();
     let mut statuses = Vec::new();
     for _ in 0..6 {
-        // A POST, since a GET would be repeated on the other at once.
+        // A POST, because a GET would be repeated on the other backend at once.
         statuses.push(balancer.send(&Request::post("/", "body")).await.status);
     }
     assert!(statuses.iter().filter(|status| **status == 504).count() >= 1, "{statuses:?}");
@@ -546,7 +547,7 @@ async fn a_client_that_does_not_read_is_disconnected() {
     balancer.is_idle().await;
 }
 
-// Its connection was closed, but the system kept for it what it did not take.
+// Its connection was closed, but the system kept the unread data for it.
 #[tokio::test]
 async fn a_tls_client_that_does_not_read_is_reset() {
     let a = Origin::start("a").await;
@@ -561,8 +562,8 @@ async fn a_tls_client_that_does_not_read_is_reset() {
     assert_eq!(read.map_err(|e| e.kind()), Err(std::io::ErrorKind::ConnectionReset));
 }
 
-// It used to be noticed at `write_timeout`, and logged as 504. Where the client has closed instead, its kernel says so only
-// once we have taken everything.
+// It was noticed only at `write_timeout`, and logged as 504. If the client has closed instead, its kernel says so only
+// once we have read everything.
 #[tokio::test]
 async fn a_client_that_disconnects_during_a_stalled_upload_is_noticed() {
     let port = Port::reserve();
@@ -585,7 +586,7 @@ async fn a_client_that_disconnects_during_a_stalled_upload_is_noticed() {
     .await;
 }
 
-// Over TLS it was noticed at `write_timeout`, and held against the backend.
+// Over TLS it was noticed only at `write_timeout`, and counted against the backend.
 #[tokio::test]
 async fn a_tls_client_that_disconnects_during_a_stalled_upload_is_noticed() {
     let port = Port::reserve();
@@ -611,7 +612,7 @@ async fn a_client_that_disconnects_behind_many_pipelined_requests_is_noticed() {
         wire.send(Request::get("/hold").to_bytes()).await;
         eventually("it is with the backend", async || balancer.in_flight().await == 1).await;
         wire.send(Request::get("/next").to_bytes().repeat(1000)).await;
-        // Served in between, so that they have come as far as they do.
+        // Served in between, so that the others have progressed as far as they can.
         assert_eq!(balancer.get("/").await.status, 200);
         match by_reset {
             true => wire.reset(),
@@ -640,7 +641,7 @@ async fn assert_unavailable(balancer: &Balancer) {
     assert!(seconds.is_some_and(|seconds| seconds >= 1), "{:?}", reply.fields);
 }
 
-/// Listens, but its queue is full: connections to it are neither made nor refused.
+/// Listens, but its queue is full: connections to it are neither accepted nor refused.
 struct Deaf {
     _listener: tokio::net::TcpListener,
     _port: Port,
@@ -675,7 +676,7 @@ impl Deaf {
     }
 }
 
-// Success used to be counted with the response's head, so such a backend was never put aside.
+// Success was counted with the response's head, so such a backend was never ejected.
 #[tokio::test]
 async fn a_backend_that_always_truncates_responses_is_ejected() {
     let [a, b] = Origin::several(["a", "b"]).await;
@@ -692,7 +693,7 @@ async fn a_backend_that_always_truncates_responses_is_ejected() {
     }
 }
 
-// An exchange tells the pool that it began with, which a swap has replaced.
+// An exchange reports to the pool with which it began, which a change has replaced.
 #[tokio::test]
 async fn an_ejection_outlives_a_swap_of_the_configuration() {
     let [a, b] = Origin::several(["a", "b"]).await;
@@ -716,7 +717,7 @@ async fn an_ejection_outlives_a_swap_of_the_configuration() {
     .await;
 }
 
-// Closing a socket with something unread resets it, and with it what the client has not taken yet.
+// Closing a socket with unread data resets it, which discards what the client has not read yet.
 #[tokio::test]
 async fn a_stray_line_break_does_not_truncate_the_last_response_of_a_connection() {
     let a = Origin::start("a").await;
@@ -763,13 +764,13 @@ async fn refusals_have_the_format_of_accept_and_the_request_id() {
             std::fs::read_to_string(balancer.file("access.log")).is_ok_and(|log| log.contains(&id))
         })
         .await;
-        // Ids are of one length, so that a HEAD is told as many bytes.
+        // All ids have the same length, so a HEAD gets the same Content-Length.
         let head = wire.exchange(&ask("HEAD")).await;
         assert_eq!((head.status, head.field("content-type"), head.body.len()), (502, Some(kind), 0));
         assert_eq!(head.field("content-length"), reply.field("content-length"));
         assert_eq!(wire.exchange(&ask("GET")).await.status, 502, "the connection goes on");
     }
-    // What is no request has an id, too.
+    // Malformed requests have an id, too.
     let mut wire = balancer.connect().await;
     wire.send("GET / HTTP/1.1\r\nAccept: text/html\r\nno colon\r\n\r\n").await;
     let reply = wire.reply().await;

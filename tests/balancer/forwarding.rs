@@ -1,5 +1,5 @@
-//! What reaches the backend and what comes back: everything that is the client's and the backend's business,
-//! unchanged, and nothing that is the connection's.
+//! What reaches the backend and what comes back: everything that concerns client and backend, unchanged, and nothing
+//! that concerns only the connection.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -97,13 +97,13 @@ async fn forwarding_fields_of_trusted_proxies_are_extended() {
     assert_eq!(seen.field("x-forwarded-proto"), Some("https"));
     assert_eq!(seen.field("x-forwarded-host"), Some("shop.example"));
 
-    // The same peer from an address outside the trusted networks.
+    // The same client at an address outside the trusted networks.
     let mut stranger = Wire::connect_from([127, 0, 0, 2].into(), balancer.address()).await;
     stranger.exchange(&request).await;
     assert_eq!(a.last_request().field("x-forwarded-for"), Some("127.0.0.2"));
 }
 
-/// Most proxies pass on a `Forwarded` that their client made up.
+/// Most proxies forward a `Forwarded` that their client made up.
 #[tokio::test]
 async fn one_family_of_forwarding_fields_is_trusted_and_the_other_rebuilt() {
     let a = Origin::start("a").await;
@@ -191,7 +191,7 @@ async fn hop_by_hop_fields_are_not_forwarded() {
 async fn every_request_has_an_id_and_a_trusted_proxys_own_is_kept() {
     let a = Origin::start("a").await;
     let balancer = Balancer::start(Config::of([&a])).await;
-    // A response's own is replaced, not joined by another.
+    // The balancer's id replaces that of the response.
     a.answer_with(response(200, &[("X-Request-Id", "the-backends")], "body"));
     let mut made = std::collections::BTreeSet::new();
     for _ in 0..10 {
@@ -249,7 +249,7 @@ async fn a_forwarding_loop_is_answered_508() {
     let fields = a.last_request().fields.all("cdn-loop").iter().map(ToString::to_string).collect::<Vec<_>>();
     assert!(fields.len() == 3 && fields[..2] == others && fields[2].starts_with("evenkeel-"), "{fields:?}");
     assert_ne!(fields[2], others[1]);
-    // Whatever else is on the list, and over whichever connection.
+    // Whatever else is in the list, and over whichever connection.
     for list in [fields[2].clone(), format!("x, {};y=z", fields[2])] {
         let reply = balancer.send(&Request::get("/").with("CDN-Loop", &list)).await;
         assert_eq!((reply.status, a.heads()), (508, 1), "{list}: {}", reply.text());
@@ -257,7 +257,7 @@ async fn a_forwarding_loop_is_answered_508() {
     let stripped = Request::get("/").with("Connection", "CDN-Loop").with("CDN-Loop", &fields[2]);
     assert_eq!(balancer.send(&stripped).await.status, 400, "nobody takes it away");
 
-    // A pool that leads back here by another address: one round, no storm.
+    // A pool that leads back to this balancer by another address: the loop ends after one round.
     let mut looping = Balancer::prepare(&Config::of([&b]));
     let link = Link::to(looping.address());
     looping.configure(
@@ -266,7 +266,7 @@ async fn a_forwarding_loop_is_answered_508() {
     looping.launch();
     looping.ready().await;
     assert_eq!(looping.get("/").await.status, 508);
-    // A refusal is counted once it has been sent, so that its client may be here before.
+    // A refusal is counted once it has been sent, so the test may get here before that.
     eventually("the refusal is counted", async || {
         looping.metrics().await.sum("evenkeel_refusals_total", &[("reason", "loop")]) == 1.0
     })
@@ -274,7 +274,7 @@ async fn a_forwarding_loop_is_answered_508() {
     assert_eq!(looping.metrics().await.sum("evenkeel_backend_attempts_total", &[]), 1.0);
     looping.logs(&["WARN a request came back to this balancer: one of its backends leads here host="]).await;
 
-    // Two tiers are no loop.
+    // Two tiers are not a loop.
     let inner = Balancer::start(Config::of([&b])).await;
     let tier = Pool::empty("app").backend(&inner.address().to_string(), "");
     let outer = Balancer::start(Config::default().pool(tier).route("", "/", "app")).await;
@@ -411,7 +411,7 @@ async fn a_response_streams_as_it_comes() {
     let mut wire = balancer.connect().await;
     wire.send(Request::get("/").with("Connection", "close").to_bytes()).await;
     assert_eq!(wire.reply_head().await.status, 200);
-    // The first chunk is here although the origin will not send the second before it is told to.
+    // The first chunk arrives although the origin sends the second only when told to.
     within("the first chunk", async {
         while !String::from_utf8_lossy(&wire.buffer).contains("first") {
             assert_ne!(wire.stream.read_buf(&mut wire.buffer).await.expect("an open connection"), 0);
@@ -502,7 +502,7 @@ async fn a_tunnel_ends_when_the_backend_closes() {
     balancer.is_idle().await;
 }
 
-// It used to be noticed at `tunnel_timeout`.
+// It was noticed only at `tunnel_timeout`.
 #[tokio::test]
 async fn a_tunnel_with_a_stalled_backend_ends_when_its_client_closes() {
     let port = Port::reserve();
@@ -614,7 +614,7 @@ async fn held(address: SocketAddr) -> Wire {
     wire
 }
 
-/// Bytes that repeat nowhere near a power of two, so that a lost or doubled block shows.
+/// Bytes without a period near a power of two, so that a lost or doubled block is noticed.
 fn pattern(length: usize) -> Vec<u8> {
     (0..length).map(|i| (i % 251) as u8 ^ (i / 65_521) as u8).collect()
 }
@@ -630,7 +630,7 @@ fn assert_client_is(seen: &Request, client: &str, host: &str) {
     }
 }
 
-/// The one element of the Forwarded field (RFC 7239).
+/// The only element of the Forwarded field (RFC 7239).
 fn forwarded(fields: &Fields) -> String {
     let value = fields.get("forwarded").unwrap_or_else(|| panic!("no Forwarded in {fields}"));
     assert!(!value.contains(','), "one hop: {value}");
@@ -639,7 +639,7 @@ fn forwarded(fields: &Fields) -> String {
 
 #[tokio::test]
 async fn the_test_origin_reports_requests_faithfully() {
-    // The harness itself, without a balancer in between.
+    // The harness itself, without a balancer.
     let a = Origin::start("a").await;
     let reply = Wire::connect(a.address()).await.exchange(&Request::post("/x?y", "body")).await;
     let Value::Object(seen) = reply.json() else { panic!("{}", reply.text()) };

@@ -1,5 +1,5 @@
-//! Backends are probed before they get traffic, real traffic has a say as well, and what is known of a backend
-//! outlives every change of configuration.
+//! Backends are probed before they get traffic, real traffic counts as well, and what is known about a backend survives
+//! every change of configuration.
 
 use std::process::Command;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use tests::{Balancer, Config, Health, Origin, Pool, Request, Step, eventually, f
 
 const ALGORITHMS: [&str; 4] = ["weighted", "least-connections", "ip-hash", "round-robin"];
 
-/// A probe that takes as long as the origin likes.
+/// A probe that takes as long as the origin wants.
 const PATIENT_PROBE: &str = "path = \"/probe\"\ninterval = \"60s\"\ntimeout = \"60s\"";
 
 #[tokio::test]
@@ -36,7 +36,7 @@ async fn ready_when_the_first_probes_have_timed_out() {
 
 #[tokio::test]
 async fn stays_ready_whatever_the_health_of_its_backends() {
-    // Every balancer of a fleet left service at once when a backend was added.
+    // Every balancer of a fleet became unready at once when a backend was added.
     let [a, b] = Origin::several(["a", "b"]).await;
     let config = Config::of([&a]).app(|pool| pool.probe(PATIENT_PROBE));
     let balancer = Balancer::start(config.clone()).await;
@@ -286,7 +286,7 @@ async fn a_backend_that_is_added_again_while_it_leaves_is_unknown_until_it_is_pr
     let added = json!({ "address": b.address().to_string() });
     let backend = balancer.change("POST", "/admin/pools/app/backends", Some(added)).await;
     assert_eq!((&backend["status"], &backend["in_flight"]), (&json!("unknown"), &json!(1)), "{backend}");
-    // The next regular probe is a minute away: nobody waits for it.
+    // The next regular probe would be a minute later: the backend does not wait for it.
     b.release();
     balancer.sees(&b, "healthy").await;
 }
@@ -348,7 +348,7 @@ async fn a_success_between_failures_prevents_an_ejection() {
     let b = Origin::start("b").await;
     let rules = "consecutive_failures = 3\nbase_time = \"60s\"\nstatuses = [503]";
     let balancer = Balancer::start(Config::of([&a, &b]).app(|pool| pool.ejection(rules))).await;
-    // Over one connection: a success counts once its answer is sent, so another might overtake it.
+    // Over one connection: a success counts once its answer is sent, so another request might overtake it.
     let mut wire = balancer.connect().await;
     for request in 0..24 {
         let status = if request % 6 < 4 { 503 } else { 200 };
@@ -372,14 +372,14 @@ async fn statuses_that_an_application_chooses_do_not_eject() {
     assert_eq!(balancer.pool().await["backends"][1]["status"], "healthy");
 }
 
-// One slow address used to eject every backend, one after the other.
+// One slow path ejected every backend, one after the other.
 #[tokio::test]
 async fn timeouts_of_one_slow_path_eject_no_backend_but_a_frozen_backend_is_ejected() {
     let [a, b] = Origin::several(["a", "b"]).await;
     let rules = "consecutive_failures = 1\nbase_time = \"60s\"";
     let pool = |pool: Pool| pool.set("response_timeout = \"1s\"\nretries = 0").ejection(rules);
     let balancer = Balancer::start(Config::of([&a, &b]).app(pool)).await;
-    // Both are asked for what never comes, and answer something else meanwhile.
+    // Both get a request that they never answer, and answer others meanwhile.
     let [mut first, mut second] = [balancer.connect().await, balancer.connect().await];
     first.send(Request::get("/hold").to_bytes()).await;
     second.send(Request::get("/hold").to_bytes()).await;
@@ -399,7 +399,7 @@ async fn timeouts_of_one_slow_path_eject_no_backend_but_a_frozen_backend_is_ejec
     for origin in [&a, &b] {
         assert_eq!(balancer.backend(origin).await["status"], "healthy");
     }
-    // One that answers nothing at all is another matter.
+    // A backend that answers nothing at all is ejected.
     a.answer(|_| vec![Step::Hang]);
     eventually("the frozen one is put aside", async || {
         balancer.get("/").await;
@@ -417,7 +417,7 @@ async fn a_backend_that_refuses_connections_is_ejected_without_failed_requests()
     a.stop().await;
     assert_eq!(balancer.origins_of(12).await, vec!["b"; 12]);
     balancer.sees(&a, "ejected").await;
-    // Of any kind: where the origin had still taken a connection, that one is reset.
+    // Failures of any kind: if the origin had still accepted a connection, it is reset.
     let failures = balancer.metrics().await.sum("evenkeel_backend_failures_total", &[("pool", "app")]);
     assert_eq!(failures, 3.0, "an ejected backend is not tried any more");
 }
@@ -431,7 +431,7 @@ async fn an_ejection_names_the_last_failures() {
     a.stop().await;
     b.answer(|_| vec![Step::Reset]);
     c.answer(|_| vec![Step::Hang]);
-    // No more than three attempts are made for one request, and none of them succeeds before all are ejected.
+    // A request has at most three attempts, and none succeeds before all are ejected.
     d.answer_with(response(503, &[], ""));
     eventually("all are ejected", async || {
         balancer.get("/").await;
@@ -444,13 +444,13 @@ async fn an_ejection_names_the_last_failures() {
         let failures = format!("last_failures=\"{}\"", named(origin, what));
         balancer.logs(&["backend ejected", &format!("backend={}", origin.address()), &failures]).await;
     }
-    // The first connection of the pool may still have been taken by the listener that was closed.
+    // The pool's first connection may still have been accepted by the closed listener.
     let address = a.address();
     let refused = format!("connect-refused (Connection refused (os error 111)) at {address}");
     balancer.logs(&["backend ejected", &format!("backend={address}"), &refused]).await;
 }
 
-// Failures of a backend were in the access log alone, and a response's refused head wrote a line each time.
+// Failures of a backend were only in the access log, and each refused head of a response was logged.
 #[tokio::test]
 async fn repeated_failures_are_logged_once_and_then_counted() {
     let [a, b, c] = Origin::several(["a", "b", "c"]).await;
@@ -530,7 +530,7 @@ async fn probes_that_lack_file_descriptors_are_logged_once_and_counted() {
     };
     limit("3");
     balancer.logs(&["a backend could not be probed pool=app", "error=out-of-resources"]).await;
-    // Enough for several more.
+    // Enough time for several more.
     tokio::time::sleep(Duration::from_millis(500)).await;
     limit(before);
     balancer.logs(&["a backend is probed again pool=app"]).await;
@@ -559,7 +559,8 @@ async fn the_panic_threshold_is_a_share_of_the_active_backends() {
 #[tokio::test]
 async fn health_outlives_algorithm_switches_and_reloads() {
     let [a, b, c] = Origin::several(["a", "b", "c"]).await;
-    // Unhealthy by its first probe, while the next ones of the other change nothing: good ones would end its ejection.
+    // Unhealthy by its first probe. The next ones of the other backend change nothing: successful ones would end its
+    // ejection.
     let probe = "path = \"/probe\"\ninterval = \"1s\"\ntimeout = \"1s\"\nfall = 100";
     let pool =
         |pool: Pool| pool.probe(probe).ejection("consecutive_failures = 1\nbase_time = \"300s\"\nstatuses = [503]");
@@ -602,7 +603,7 @@ async fn balancer_answers(balancer: &Balancer) {
     eventually("the admin API answers", async || balancer.try_admin("GET", "/healthz", None).await.is_some()).await;
 }
 
-/// Sends requests until the failing backend is aside; what is shown of it right then.
+/// Sends requests until the failing backend is ejected, and returns what the API then shows.
 async fn fail_until_ejected(balancer: &Balancer, origin: &Origin) -> Value {
     let mut wire = balancer.connect().await;
     found_eventually("the failing backend is ejected", async || {

@@ -1,5 +1,5 @@
-//! The central promise: everything that the operator can change is changed hundreds of times under load, and no
-//! request, no count and no finding about a backend is lost.
+//! The central promise: everything an operator can change is changed hundreds of times under load, and no request, no
+//! count and no result about a backend is lost.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -12,13 +12,13 @@ use tokio::task::JoinSet;
 
 const ALGORITHMS: [&str; 4] = ["weighted", "least-connections", "ip-hash", "round-robin"];
 
-/// Changes of the algorithm; the rest is changed in between.
+/// Changes of the algorithm; other settings are changed in between.
 const SWITCHES: usize = 400;
 
 /// Requests that must have been answered between two switches, so that every switch happens under load.
 const REQUESTS_BETWEEN_SWITCHES: u64 = 10;
 
-/// Goes on all the while, but has patience: under this load a probe may be late, and that is not what is tested.
+/// Probes continue, with a long timeout: under this load a probe may be late, and that is not what is tested.
 const PROBE: &str = "path = \"/probe\"\ninterval = \"1s\"\ntimeout = \"1s\"\nfall = 20";
 
 const FAST_CLIENTS: usize = 12;
@@ -26,7 +26,7 @@ const SLOW_CLIENTS: usize = 8;
 const WEBSOCKETS: usize = 8;
 const MESSAGES_PER_WEBSOCKET: usize = 100;
 
-/// What the clients have seen.
+/// The results of the clients.
 #[derive(Debug, Default)]
 struct Tally {
     is_over: AtomicBool,
@@ -81,7 +81,7 @@ async fn changes_of_every_kind_under_load_lose_no_request() {
     );
 }
 
-/// Weights change, and a backend is added, drained and removed, over and over.
+/// Changes weights, and adds, drains and removes a backend.
 async fn change_something_else(balancer: &Balancer, switch: usize, a: &Origin, d: &Origin) {
     match switch % 20 {
         3 => {

@@ -1,11 +1,11 @@
-//! Jumps and error pages that lead a request to another backend: what goes along, and what is true of it there.
+//! Jumps and error pages that lead a request to another backend: what is sent along, and which settings apply there.
 
 use std::time::Duration;
 
 use tests::{Balancer, Config, Origin, Pool, Request, Step, eventually, response, within};
 use tokio::io::AsyncWriteExt;
 
-/// A site whose routes are `lines`. Its pools are `app` of `a`, and `next` of `next`.
+/// A site with the routes `lines`. Its pools are `app` with `a`, and `next` with `next`.
 fn config<'a>(a: &'a Origin, next: impl IntoIterator<Item = &'a Origin>, lines: &str) -> Config {
     Config::of([a])
         .app(Pool::without_ejection)
@@ -21,7 +21,7 @@ async fn a_request_for_an_error_page_announces_no_content_that_it_does_not_send(
         error_pages = { \"404\" = \"/page\" }\n\
         [[site.route]]\npath = \"/page\"\npool = \"next\"\n";
     let balancer = Balancer::start(config(&a, [&b], lines)).await;
-    // More than is kept to be sent again, and it looks like a request.
+    // More than is kept for a retry, and it looks like a request.
     let content = "GET /evil HTTP/1.1\r\nHost: evil\r\n\r\n".repeat(6000);
     for (method, asked) in [("HEAD", "HEAD"), ("POST", "GET")] {
         for is_chunked in [false, true] {
@@ -36,7 +36,7 @@ async fn a_request_for_an_error_page_announces_no_content_that_it_does_not_send(
             assert_eq!((seen.method.as_str(), seen.target.as_str()), (asked, "/page"));
             let framing = ["content-length", "transfer-encoding", "content-type"].map(|name| seen.field(name));
             assert_eq!((framing, seen.body.len()), ([None; 3], 0), "{method} {is_chunked}");
-            // The next one on the backend's connection is read as what it is.
+            // The next request on the backend's connection is read correctly.
             assert_eq!(wire.exchange(&Request::get("/page?next")).await.status, 200);
             assert_eq!(b.last_request().target, "/page?next");
         }
@@ -118,7 +118,7 @@ async fn a_jump_applies_the_limits_of_its_target() {
     assert!(b.requests().iter().all(|request| request.body.len() == 10));
 }
 
-/// Without its content, a POST would be another request: GET at the spare pool looked like success.
+/// Without its content, a POST would be another request: a GET to the spare pool looked like success.
 #[tokio::test]
 async fn an_error_page_by_route_name_gets_the_whole_request_or_none() {
     let [a, b] = Origin::several(["a", "b"]).await;
@@ -162,7 +162,7 @@ async fn an_error_page_by_route_name_gets_the_whole_request_or_none() {
             assert_eq!(b.heads(), before, "{method} {target} {is_chunked}");
         }
     }
-    // What the operator wrote is for any request.
+    // A configured reply fits any request.
     let reply = balancer.send(&Request::post("/own", vec![b'x'; 200_000])).await;
     assert_eq!((reply.status, reply.text().as_str()), (404, "GET"));
 }
@@ -210,7 +210,7 @@ async fn requests_refused_for_client_errors_reach_error_pages_by_path_only() {
     }
 }
 
-// Each byte of the content that nobody read renewed the limit.
+// Each discarded byte of the content restarted the timeout.
 #[tokio::test]
 async fn content_that_is_dropped_keeps_no_response_waited_for() {
     let a = Origin::start("a").await;
@@ -234,7 +234,7 @@ async fn content_that_is_dropped_keeps_no_response_waited_for() {
     }
 }
 
-/// The page is another answer, but it has to say what its status needs.
+/// The page is another answer, but needs the fields required by its status.
 #[tokio::test]
 async fn an_error_page_keeps_the_fields_that_its_status_needs() {
     let [a, b] = Origin::several(["a", "b"]).await;
@@ -282,7 +282,7 @@ async fn an_error_page_keeps_the_fields_that_its_status_needs() {
             assert_eq!((reply.text().as_str(), reply.field("x-other")), ("page", None));
         }
     }
-    // One of our own.
+    // An error of our own.
     b.stop().await;
     let lines = "[[site.route]]\npath = \"/\"\npool = \"next\"\nerror_pages = { \"503\" = \"/page\" }\n\
         [[site.route]]\npath = \"/page\"\npool = \"app\"\n";
@@ -293,7 +293,7 @@ async fn an_error_page_keeps_the_fields_that_its_status_needs() {
     assert_eq!((reply.status, reply.field("retry-after"), reply.text().as_str()), (503, Some("5"), "page"));
 }
 
-/// A page of 204 left an error looking like success, and one of 206 looked like a part.
+/// A page with 204 made an error look like success, and one with 206 like a partial response.
 #[tokio::test]
 async fn the_status_of_an_error_page_response_does_not_replace_the_error() {
     let [a, b] = Origin::several(["a", "b"]).await;
@@ -335,7 +335,7 @@ async fn the_status_of_an_error_page_response_does_not_replace_the_error() {
     }
     let head = wire.exchange(&Request::new("HEAD", "/404?p=204")).await;
     assert_eq!((head.status, head.body.len()), (404, 0));
-    // A 304 says that what the client has is right: nothing takes its place.
+    // A 304 means that the client's copy is correct: it is not replaced.
     let before = b.heads();
     let reply = wire.exchange(&Request::get("/304?p=200").with("If-None-Match", "\"1\"")).await;
     assert_eq!((reply.status, reply.field("etag"), b.heads()), (304, Some("\"1\""), before));

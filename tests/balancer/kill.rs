@@ -1,5 +1,5 @@
-//! An operator who takes a backend out can end what it still has open, at once or at a deadline, and is told how many
-//! exchanges that cost. Nothing of it counts against the backend.
+//! An operator who takes a backend out can end its open exchanges, at once or at a deadline, and learns how many were
+//! ended. None of this counts against the backend.
 
 use std::time::{Duration, Instant};
 
@@ -36,7 +36,7 @@ async fn cli(balancer: &Balancer, arguments: &[&str]) -> String {
     outcome.stdout
 }
 
-/// Nothing of what was killed is held against the backend, and each is told.
+/// Asserts that killed exchanges do not count against the backend, and that each is reported.
 async fn is_told(balancer: &Balancer, origin: &Origin, killed: usize) {
     balancer.is_idle().await;
     let backend = balancer.backend(origin).await;
@@ -85,7 +85,7 @@ async fn a_drain_without_open_exchanges_ends_before_its_deadline() {
     assert_eq!(balancer.change("PATCH", &path, Some(json!({ "state": "down" }))).await["killed"], 0);
     balancer.patch(&a, json!({ "state": "active" })).await;
 
-    // What ends by itself ends the wait.
+    // Exchanges that end by themselves end the wait.
     let mut held = balancer.connect().await;
     held.send(Request::get("/hold").to_bytes()).await;
     eventually("the request arrived", async || a.heads() == 1).await;
@@ -108,7 +108,7 @@ async fn a_drain_without_open_exchanges_ends_before_its_deadline() {
     });
 }
 
-/// What the last change is recorded with; effects are not.
+/// The record of the last change, which has no effects.
 async fn balancer_record(balancer: &Balancer, key: &str) -> Value {
     let changes = balancer.change("GET", "/admin/changes", None).await;
     match key {
@@ -140,7 +140,7 @@ async fn reactivating_a_backend_cancels_its_drain_deadline() {
     assert_eq!((&drained["killed"], &active["deadline_seconds"]), (&json!(0), &Value::Null), "{drained}");
     assert_eq!(drained["finished"], false, "{drained}");
 
-    // A script must not take that for drained.
+    // A script must not mistake that for a drained backend.
     let (admin, address) = (format!("http://{}", balancer.admin_address()), a.address().to_string());
     for (command, words) in [(&["drain"][..], "not drained"), (&["backend", "remove"], "not removed")] {
         let arguments = [command, &[&address, "--deadline", "1h", "--admin", &admin]].concat();
@@ -150,7 +150,7 @@ async fn reactivating_a_backend_cancels_its_drain_deadline() {
             let status = cli(&balancer, &["status"]).await;
             assert!(status.contains(", killed in "), "{status}");
             if words == "not drained" {
-                // Another operator, who does not know of the deadline.
+                // Another operator, who does not know about the deadline.
                 let output = cli(&balancer, &["drain", &address]).await;
                 assert!(output.contains("draining, weight 1, 1 in flight, killed in 60m"), "{output}");
                 balancer.patch(&a, json!({ "state": "active" })).await;

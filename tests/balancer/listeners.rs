@@ -1,4 +1,4 @@
-//! Where clients connect, and whose connection it is. HAProxy is the load balancer before Evenkeel.
+//! Where clients connect, and which address counts as theirs. HAProxy is the load balancer in front of Evenkeel.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -18,7 +18,7 @@ fn elsewhere() -> IpAddr {
     ELSEWHERE.parse().expect("an address")
 }
 
-/// Version 2 for 192.0.2.7, with so many bytes told beside the address.
+/// A header of version 2 for 192.0.2.7, with this many bytes after the address.
 fn v2(more: u16) -> Vec<u8> {
     let mut header = b"\r\n\r\n\0\r\nQUIT\n\x21\x11".to_vec();
     header.extend((12 + more).to_be_bytes());
@@ -82,7 +82,7 @@ async fn the_address_in_a_proxy_header_is_the_peer_however_it_is_split() {
         assert_eq!(wire.exchange(&Request::get("/")).await.status, 200);
         assert_eq!(told_client(&a), client);
     }
-    // A large one comes in several reads.
+    // A large header arrives in several reads.
     let mut wire = balancer.connect().await;
     wire.send([&v2(4096)[..], REQUEST.as_bytes()].concat()).await;
     assert_eq!((wire.reply().await.status, told_client(&a)), (200, "192.0.2.7".to_owned()));
@@ -103,7 +103,7 @@ async fn trusted_proxies_are_matched_by_the_address_in_the_proxy_header() {
         told_client(&a)
     };
     assert_eq!(forwarded_for(&balancer).await, "203.0.113.1, 192.0.2.7");
-    // The sender of the header is no peer of the request.
+    // The sender of the header does not count as the request's peer.
     balancer.configure(&config("127.0.0.1"));
     assert_eq!(balancer.admin("POST", "/admin/reload", None).await.status, 200);
     assert_eq!(forwarded_for(&balancer).await, "192.0.2.7");
@@ -133,7 +133,7 @@ async fn missing_and_malformed_proxy_headers_are_disconnected_counted_and_logged
     }
     assert_eq!(a.heads(), 0);
     balancer.logs(&["proxy_protocol demands", "127.0.0.1:", "begins with something else"]).await;
-    // The same again is counted only.
+    // The same failure again is only counted.
     let mut again = balancer.connect().await;
     again.send(REQUEST).await;
     assert!(again.is_closed().await);
@@ -184,7 +184,7 @@ async fn a_reload_changes_which_peers_must_send_a_proxy_header() {
     assert_eq!(wire.reply().await.status, 200);
 }
 
-/// The text of a configuration with these addresses in place of its listener's own.
+/// The text of a configuration with these addresses for its listener.
 fn with_addresses(config: &Config, balancer: &Balancer, addresses: &[SocketAddr]) -> String {
     let one = format!("address = \"{}\"", balancer.address());
     let several: Vec<_> = addresses.iter().map(|address| format!("\"{address}\"")).collect();
@@ -253,7 +253,7 @@ async fn a_listener_can_have_all_addresses_of_both_families_on_one_port() {
     let a = Origin::start("a").await;
     let config = Config::of([&a]);
     let mut balancer = Balancer::prepare(&config);
-    // The same port is nobody else's at any of them.
+    // A port that is unused for both families.
     let [four, six] = Port::reserve_at(["127.0.0.1", "::1"]).map(|port| port.address());
     let port = four.port();
     let everywhere = ["0.0.0.0", "::"].map(|ip| SocketAddr::new(ip.parse().expect("an address"), port));
@@ -266,7 +266,7 @@ async fn a_listener_can_have_all_addresses_of_both_families_on_one_port() {
         assert_eq!(told_client(&a), client);
     }
     assert_eq!(kept.exchange(&Request::get("/")).await.status, 200);
-    // One of them narrower: its sockets go on, the other's are not touched.
+    // One address becomes narrower: its sockets continue, the other's are not touched.
     balancer.write(&with_addresses(&config, &balancer, &[everywhere[0], six]));
     balancer.change("POST", "/admin/reload", None).await;
     assert_eq!(kept.exchange(&Request::get("/")).await.status, 200, "the connection has stayed");

@@ -1,4 +1,4 @@
-//! Which route takes a path is what nginx chooses among locations of the same texts: for generated tables, by nginx itself.
+//! A path's route is the location that nginx chooses among the same texts; generated tables are compared with nginx.
 
 use std::fmt::Write;
 
@@ -8,7 +8,8 @@ use tests::{Balancer, Config, Origin, Request, Wire};
 const TABLES: usize = 150;
 const PATHS_OF_EACH: usize = 12;
 
-/// Few and overlapping, so that most paths fit several routes. In nginx's file, `%` and a final dot are characters too.
+/// Few and overlapping, so that most paths match several routes. In nginx's file, `%` and a final dot are ordinary
+/// characters.
 const TEXTS: &[&str] =
     &["/", "/a", "/a/", "/ab", "/a/b", "/a/b/", "/a/bc", "/a.b", "/b", "/b/a", "/A", "/a/b/c", "/a%b", "/a."];
 const REGEXES: &[&str] = &[
@@ -36,7 +37,7 @@ const PIECES: &[&str] = &[
     "%2e", "?b", "%0a", "%0a",
 ];
 
-/// Always the same numbers (SplitMix64).
+/// A fixed sequence of random numbers (SplitMix64).
 struct Numbers(u64);
 
 impl Numbers {
@@ -53,14 +54,14 @@ impl Numbers {
     }
 }
 
-/// The locations of one server of nginx, and the routes of a site that mean the same. Each answers with its name.
+/// The locations of an nginx server, and the equivalent routes of a site. Each answers with its name.
 fn table(numbers: &mut Numbers) -> (String, String) {
     let (mut nginx, mut site) = (String::new(), String::new());
     let mut known = Vec::new();
     for index in 0..=numbers.below(8) {
         let kind = numbers.below(5);
         let text = numbers.of(if kind >= 3 { REGEXES } else { TEXTS });
-        // Either program refuses a second one.
+        // Both programs refuse duplicates.
         if known.contains(&(kind.div_ceil(2), text)) {
             continue;
         }

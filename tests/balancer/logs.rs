@@ -1,4 +1,4 @@
-//! The access logs of sites and routes: which requests have a line, in which file, and what it says.
+//! The access logs of sites and routes: which requests are logged, in which file, and with which content.
 
 use std::fs;
 
@@ -77,7 +77,7 @@ async fn a_request_is_logged_in_each_log_that_matches() {
     assert_eq!(balancer.lines("none.log", 0).await, [""; 0]);
 }
 
-/// Half of the requests, and those of a status all: the bounds are ten standard deviations away.
+/// Half of the requests, and all with a certain status: the bounds are ten standard deviations wide.
 #[tokio::test]
 async fn sampling_logs_a_share_of_the_requests() {
     let a = Origin::start("a").await;
@@ -97,7 +97,7 @@ async fn sampling_logs_a_share_of_the_requests() {
     assert!((113..=387).contains(&count("errors.log")), "{}", count("errors.log"));
 }
 
-/// A line for each way in which a request ends, each with what is not known of it as `-`.
+/// One line for each way in which a request can end, with `-` for unknown values.
 #[tokio::test]
 async fn configured_replies_refusals_and_unrouted_requests_are_logged() {
     let a = Origin::start("a").await;
@@ -171,14 +171,14 @@ async fn values_are_escaped_as_configured() {
     for (file, line) in [
         ("default.log", r#""\x22q\x22\x09\xC3\xA4" /a\x0D\x0Ab\x5C [-]"#),
         ("json.log", "\"\\\"q\\\"\\t\u{e4}\" /a\\r\\nb\\\\ []"),
-        // But no client begins a line.
+        // But no client can begin a line.
         ("none.log", "\"\"q\"\t\u{e4}\" /a\\x0D\\x0Ab\\ []"),
     ] {
         assert_eq!(balancer.lines(file, 1).await, [line], "{file}");
     }
 }
 
-/// What is told of a backend is told of the one that was asked last.
+/// Variables about a backend refer to the last one tried.
 #[tokio::test]
 async fn after_a_jump_the_line_names_the_backend_of_its_target() {
     let [a, b, c] = Origin::several(["a", "b", "c"]).await;
@@ -227,7 +227,7 @@ async fn log_files_are_reopened_on_sigusr1_and_by_a_reload() {
     .await;
     assert!(fs::read_to_string(balancer.file("one.log.1")).expect("a file").starts_with("/first\n"));
 
-    // A request that began before the reload ends in the log that it began with.
+    // A request that began before the reload is logged in the log with which it began.
     let begun = a.heads();
     let mut wire = balancer.connect().await;
     wire.send("POST /held HTTP/1.1\r\nHost: a\r\nContent-Length: 70000\r\n\r\nx").await;
@@ -244,7 +244,7 @@ async fn log_files_are_reopened_on_sigusr1_and_by_a_reload() {
     .await;
     assert_eq!(balancer.lines("two.log", 1).await, ["/third"]);
 
-    // A file that cannot be opened leaves everything as it was.
+    // If a file cannot be opened, nothing changes.
     balancer.configure(&of("missing/x.log"));
     let refused = balancer.admin("POST", "/admin/reload", None).await;
     assert_eq!(refused.status, 400, "{}", refused.text());

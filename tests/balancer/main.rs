@@ -1,4 +1,4 @@
-//! What Evenkeel promises, seen from outside: the real program between real sockets, one module for each promise.
+//! Evenkeel's promises, tested from outside: the real program with real sockets, one module per promise.
 
 mod admin;
 mod algorithms;

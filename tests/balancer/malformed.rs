@@ -1,10 +1,10 @@
-//! Malformed and malicious input, by the byte, with the right answer to each. Numbers are sections of RFC 9110 and
-//! RFC 9112. A refused request must not reach a backend, nor may anything that was hidden behind it.
+//! Malformed and malicious input, byte by byte, with the correct answer to each. Numbers are sections of RFC 9110 and
+//! RFC 9112. A refused request must not reach a backend, nor may anything hidden behind it.
 
 use tests::{Balancer, Config, End, Origin, Request, Step, Wire, response, within};
 use tokio::io::AsyncWriteExt;
 
-/// What may come back, and what was sent.
+/// The allowed answers, and the request.
 struct Row {
     name: &'static str,
     answers: &'static [u16],
@@ -15,7 +15,7 @@ const fn row(name: &'static str, answers: &'static [u16], request: &'static [u8]
     Row { name, answers, request }
 }
 
-/// Follows every refused request, in the same segment; whoever answers it was talked into a second request.
+/// Follows every refused request in the same segment; a program that answers it has been tricked into a second request.
 const SMUGGLED: &[u8] = b"GET /smuggled HTTP/1.1\r\nHost: a.example\r\n\r\n";
 
 const REFUSED: &[Row] = &[
@@ -94,7 +94,7 @@ const REFUSED: &[Row] = &[
     row("spaces within the target", &[400], b"GET /a b HTTP/1.1\r\nHost: a.example\r\n\r\n"),
 ];
 
-/// Malformed chunks. The head is sound, so a backend may have begun to take the request; it must not take all of it.
+/// Malformed chunks. The head is valid, so a backend may have begun to read the request; it must not get all of it.
 const BROKEN_CHUNKS: &[Row] = &[
     row(
         "no number",
@@ -308,7 +308,7 @@ async fn malformed_responses_are_502_or_corrected() {
         if status == 204 {
             assert_eq!((reply.field("content-length"), reply.field("transfer-encoding")), (None, None), "{name}");
         }
-        // Whatever it was, the client's connection is in step or ends.
+        // In every case, the client's connection stays in sync or ends.
         a.forget_script();
         if let Ok(next) = within("the next answer", wire.try_exchange(&Request::get("/next"))).await {
             assert_eq!(next.json()["target"], "/next", "{name}");
@@ -316,7 +316,7 @@ async fn malformed_responses_are_502_or_corrected() {
     }
 }
 
-/// The rows that were answered otherwise than they should be, each with what happened.
+/// The rows with a wrong answer, each with what happened.
 async fn wrong_answers(balancer: &Balancer, origin: &Origin, rows: &[Row], at_head: bool) -> Vec<String> {
     let mut wrong = Vec::new();
     for Row { name, answers, request } in rows {
@@ -333,10 +333,11 @@ async fn wrong_answers(balancer: &Balancer, origin: &Origin, rows: &[Row], at_he
     wrong
 }
 
-/// The status of the first response to these bytes, read to the end of the connection; `None`: closed without one.
+/// The status of the first response to these bytes, after reading to the end of the connection; `None`: closed without
+/// one.
 async fn answer(balancer: &Balancer, request: &[u8]) -> Option<u16> {
     let mut wire: Wire = balancer.connect().await;
-    // A peer that refuses may close before it has everything.
+    // A peer that refuses may close before it has read everything.
     let _ = wire.stream.write_all(request).await;
     let status = within("an answer", wire.try_reply("GET")).await.ok().map(|reply| reply.status);
     let _ = wire.stream.shutdown().await;
@@ -344,8 +345,8 @@ async fn answer(balancer: &Balancer, request: &[u8]) -> Option<u16> {
     status
 }
 
-// All extensions of a response were counted together, and a response that had more than 4,096 bytes of them was cut off
-// and held against its backend.
+// All extensions of a response were counted together, and a response with more than 4,096 bytes of them was cut off and
+// counted against its backend.
 #[tokio::test]
 async fn any_number_of_chunk_extensions_of_a_response_is_ignored() {
     let a = Origin::start("a").await;
@@ -362,7 +363,7 @@ async fn any_number_of_chunk_extensions_of_a_response_is_ignored() {
     assert_eq!(balancer.backend(&a).await["failures"], 0);
 }
 
-// What came alone was taken for nothing, whatever it was, and half an end of line was lost.
+// Blank bytes that arrived alone were ignored, whatever they were, and half a line end was lost.
 #[tokio::test]
 async fn blank_lines_before_a_request_are_treated_alike_however_they_are_split() {
     let a = Origin::start("a").await;
@@ -379,7 +380,7 @@ async fn blank_lines_before_a_request_are_treated_alike_however_they_are_split()
                 }
                 let pieces = if is_cut { 1 } else { blank.len() };
                 for piece in blank.as_bytes().chunks(pieces) {
-                    // Once it is refused nobody reads on.
+                    // After the refusal nobody reads on.
                     let _ = wire.stream.write_all(piece).await;
                     if is_cut {
                         tokio::time::sleep(std::time::Duration::from_millis(20)).await;
@@ -393,11 +394,11 @@ async fn blank_lines_before_a_request_are_treated_alike_however_they_are_split()
     }
 }
 
-// What a client sends for a WebSocket that it does not get was taken for its next request, as by nginx and HAProxy.
+// Data for a WebSocket that was not opened counted as the client's next request, as in nginx and HAProxy.
 #[tokio::test]
 async fn bytes_after_a_websocket_that_is_not_opened_are_not_a_request() {
     let a = Origin::start("a").await;
-    // It takes no WebSocket.
+    // Refuses WebSockets.
     a.answer(|request| {
         let status = request.target.trim_start_matches("/status/").parse().unwrap_or(200);
         vec![Step::Send(response(status, &[], "text"))]
@@ -412,7 +413,7 @@ async fn bytes_after_a_websocket_that_is_not_opened_are_not_a_request() {
         ("GET /status/200 HTTP/1.1\r\nHost: a.example\r\n", 200, 1),
         ("GET /own HTTP/1.1\r\nHost: a.example\r\n", 200, 0),
         ("GET / HTTP/1.1\r\nHost: other.example\r\n", 404, 0),
-        // These do not ask for one as a sound client does, and may mean it all the same.
+        // These are not correct handshakes, but the client may mean one anyway.
         ("POST /status/200 HTTP/1.1\r\nHost: a.example\r\nContent-Length: 0\r\n", 200, 1),
         ("GET /status/200 HTTP/1.0\r\nHost: a.example\r\nConnection: keep-alive\r\n", 200, 1),
     ] {
@@ -425,7 +426,7 @@ async fn bytes_after_a_websocket_that_is_not_opened_are_not_a_request() {
         assert!(wire.is_closed().await, "{first}");
         assert_eq!(a.heads() - before, heads, "{first}");
     }
-    // Another protocol is ignored, and curl offers this one with every request.
+    // Another protocol is ignored; curl offers this one with every request.
     let mut wire = balancer.connect().await;
     let other = upgrade.replace("websocket", "h2c");
     wire.send([b"GET / HTTP/1.1\r\nHost: a.example\r\n", other.as_bytes(), b"\r\n", SMUGGLED].concat()).await;

@@ -1,4 +1,4 @@
-//! The metrics are those which the documentation, the dashboards and the alerts name, and the other way round.
+//! The metrics are exactly those named in the documentation, the dashboards and the alerts.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -86,7 +86,7 @@ async fn served() -> BTreeMap<String, Metric> {
     balancer.launch();
     balancer.ready().await;
     balancer.send(&Request::get("/")).await;
-    // Of a file that cannot be taken up is told while there is one.
+    // The metric for a file with a problem exists only while there is a problem.
     std::fs::write(balancer.file("cert.pem"), "no certificate").expect("a writable directory");
     eventually("the file is seen", async || balancer.metrics().await.has("evenkeel_certificate_problem")).await;
     let text = balancer.admin("GET", "/metrics", None).await.text();

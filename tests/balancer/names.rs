@@ -1,11 +1,11 @@
-//! A backend that is written by name leads to every address of that name, as DNS has them now. Names that do not resolve,
-//! or resolve anew, disturb nobody else.
+//! A backend with a host name has all current addresses of that name in DNS. Names that do not resolve, or resolve
+//! anew, do not affect others.
 
 use serde_json::{Value, json};
 use tests::dns::Mood;
 use tests::{Balancer, Config, Dns, Health, Origin, Pool, Port, Request, Step, eventually};
 
-/// Origins `a`, `b`, … at these addresses, all with one port.
+/// Origins `a`, `b`, … at these addresses, all with the same port.
 fn origins<const N: usize>(ips: [&str; N]) -> [Origin; N] {
     let mut names = ["a", "b", "c", "d"].into_iter();
     Port::reserve_at(ips).map(|port| Origin::at(names.next().expect("as many as names"), port))
@@ -15,7 +15,7 @@ fn backend(name: &str, origin: &Origin) -> String {
     format!("{name}:{}", origin.address().port())
 }
 
-/// One pool `app` of a name whose addresses have the origins' port.
+/// One pool `app` with a name whose addresses have the origins' port.
 fn config(dns: &Dns, origin: &Origin) -> Config {
     Config::default().pool(Pool::empty("app").backend(&backend("web.test", origin), "")).dns(dns)
 }
@@ -29,7 +29,7 @@ async fn view(balancer: &Balancer, name: &str) -> Value {
         .expect("a backend")
 }
 
-/// The addresses that a backend leads to.
+/// The addresses of a backend.
 async fn addresses(balancer: &Balancer, name: &str) -> Vec<String> {
     let view = view(balancer, name).await;
     let endpoints = view["endpoints"].as_array().into_iter().flatten();
@@ -47,7 +47,7 @@ fn count(origins: &[String], name: &str) -> usize {
     origins.iter().filter(|origin| *origin == name).count()
 }
 
-// It was 502 for ever where the first address was the one that nobody listens at; nginx answers 200.
+// It was 502 for ever if nothing listened at the first address; nginx answers 200.
 #[tokio::test]
 async fn a_name_is_served_by_whichever_address_listens() {
     let [refusing, listening] = Port::reserve_at(["::1", "127.0.0.1"]);
@@ -101,7 +101,7 @@ async fn every_address_of_a_name_gets_a_share_and_is_probed() {
     );
 }
 
-// A name was resolved after the other, and one that does not answer held up all others for ten seconds each time.
+// Names were resolved one after the other, and one without an answer delayed all others for ten seconds each time.
 #[tokio::test]
 async fn a_name_without_a_dns_answer_delays_neither_others_nor_the_start() {
     let [a, b] = origins(["127.0.0.1", "127.0.0.2"]);
@@ -113,7 +113,7 @@ async fn a_name_without_a_dns_answer_delays_neither_others_nor_the_start() {
     let pool = ["dead.test", "sick.test", "missing.test", "web.test"]
         .into_iter()
         .fold(Pool::empty("app"), |pool, name| pool.backend(&backend(name, &a), ""));
-    // Without a limit of ours: no question for the dead one ends within this test.
+    // Without our own timeout: no query for the dead one ends during this test.
     let resolver = format!(
         "resolver = {{ servers = [\"{}\"], timeout = \"30s\", max_ttl = \"50ms\", min_ttl = \"20ms\" }}",
         dns.address()
@@ -130,7 +130,7 @@ async fn a_name_without_a_dns_answer_delays_neither_others_nor_the_start() {
     assert_eq!(count(&balancer.origins_of(20).await, "b"), 20);
     assert_eq!(view(&balancer, "dead.test").await["resolution"], Value::Null, "its first question has no end yet");
     balancer.logs(&["missing.test", "does not exist", "sick.test", "nothing can be sent there"]).await;
-    // It is no reason not to take up what is new.
+    // It does not prevent a reload.
     let reloaded = balancer.change("POST", "/admin/reload", None).await;
     assert_eq!(reloaded["changes"], json!([]));
 }
@@ -160,7 +160,7 @@ async fn the_last_addresses_are_used_while_dns_fails() {
     balancer.logs(&["is resolved again"]).await;
 }
 
-// While a backend was down its name was forgotten, and DNS that did not answer then left it without an address.
+// While a backend was down its name was forgotten, and if DNS then failed, it had no address.
 #[tokio::test]
 async fn the_last_addresses_are_used_after_an_operator_took_the_backend_down_and_back() {
     let [a] = origins(["127.0.0.1"]);
@@ -197,7 +197,7 @@ async fn addresses_of_a_name_that_no_longer_exists_are_kept_for_a_while() {
     let asked = dns.asked("web.test");
     eventually("DNS has said so several times", async || dns.asked("web.test") > asked + 3).await;
     assert_eq!(balancer.get("/").await.origin(), "a");
-    // Another rule is taken up by a reload.
+    // A reload applies another rule.
     balancer.configure(&config("0s"));
     balancer.change("POST", "/admin/reload", None).await;
     eventually("nothing is sent there", async || balancer.get("/").await.status == 502).await;
@@ -215,7 +215,7 @@ async fn a_name_with_new_addresses_ends_no_exchange_and_moves_no_other_client() 
     let config = config(&dns, &a).app(|pool| pool.backend(&c.address().to_string(), "").sticky("cookie = \"ROUTEID\""));
     let balancer = Balancer::start(config).await;
     leads_to(&balancer, "web.test", &[&a]).await;
-    // A client of each.
+    // One client of each.
     let mut cookies = Vec::new();
     for _ in 0..2 {
         let reply = balancer.get("/").await;
@@ -270,7 +270,7 @@ async fn a_retry_may_go_to_another_address_of_the_same_name() {
     b.answer(|_| vec![Step::Reset]);
     let before = (a.heads(), b.heads());
     assert_eq!(balancer.get("/").await.status, 502);
-    // A connection that was kept may have been closed: that is no attempt.
+    // A kept connection may have been closed: that does not count as an attempt.
     let tried = (a.heads() - before.0, b.heads() - before.1);
     assert!(tried.0 == 1 && (1..=2).contains(&tried.1), "each is tried once: {tried:?}");
 }
@@ -331,7 +331,7 @@ async fn truncated_dns_answers_are_repeated_over_tcp_and_broken_ipv6_answers_are
     assert_eq!(balancer.get("/").await.origin(), "a");
 }
 
-// Weights were not looked at, and hosts of other priorities never asked.
+// Weights were ignored, and hosts of other priorities never used.
 #[tokio::test]
 async fn srv_records_give_hosts_ports_priorities_and_weights() {
     let [a, b, c] = ["127.0.0.1", "127.0.0.2", "127.0.0.3"].map(|ip| Port::reserve_at([ip]));
@@ -360,14 +360,14 @@ async fn srv_records_give_hosts_ports_priorities_and_weights() {
     eventually("it is asked for again", async || dns.services_asked("_http._tcp.test") > asked + 1).await;
     let answered = balancer.origins_of(40).await;
     assert!((28..=32).contains(&count(&answered, "a")) && count(&answered, "c") == 0, "{answered:?}");
-    // The next priority is there for when nobody of the first is left.
+    // The next priority is used if no backend of the first is left.
     a.set_health(Health::Status(503));
     b.set_health(Health::Status(503));
     eventually("the last one is asked", async || balancer.get("/").await.origin() == "c").await;
     a.set_health(Health::Status(200));
     b.set_health(Health::Status(200));
     eventually("the first are back", async || count(&balancer.origins_of(10).await, "c") == 0).await;
-    // Without it those of the first stay, whether it can be asked for or not.
+    // If it cannot be resolved, those of the first stay, resolvable or not.
     dns.set_mood("three.test", Mood::Fails);
     let failed = dns.asked("three.test");
     eventually("it is asked for again", async || dns.asked("three.test") > failed + 1).await;
@@ -376,7 +376,7 @@ async fn srv_records_give_hosts_ports_priorities_and_weights() {
     dns.set_services("_http._tcp.test", [(20, 0, port(&b), "two.test")]);
     leads_to(&balancer, "srv:_http._tcp.test", &[&b]).await;
     assert_eq!(count(&balancer.origins_of(10).await, "b"), 10);
-    // Of hosts that cannot be asked for nobody knows whether they are others.
+    // If hosts cannot be resolved, it is unknown whether they are different ones.
     dns.set_mood("two.test", Mood::Fails);
     eventually("DNS fails", async || {
         view(&balancer, "srv:").await["resolution"]["error"].as_str().is_some_and(|error| error.contains("fails"))
@@ -385,7 +385,7 @@ async fn srv_records_give_hosts_ports_priorities_and_weights() {
     assert_eq!(balancer.get("/").await.origin(), "b");
 }
 
-// One host that DNS failed for kept the others as they were: all traffic went on to a host that had left.
+// One failing host kept the others unchanged: all traffic went on to a host that had left.
 #[tokio::test]
 async fn a_failing_host_of_an_srv_record_delays_no_other() {
     let [a] = origins(["127.0.0.1"]);
@@ -403,19 +403,19 @@ async fn a_failing_host_of_an_srv_record_delays_no_other() {
     assert_eq!(count(&balancer.origins_of(10).await, "a"), 10);
     let host = format!("host=sick.test:{c_port}");
     balancer.logs(&["a host of a service", &host, "the DNS server fails", "pools=app"]).await;
-    // Those that the service lists no longer leave, and new ones join.
+    // Hosts that the service no longer lists leave, and new ones join.
     dns.set_services("_http._tcp.test", [(1, 1, b_port, "one.test"), (1, 1, c_port, "sick.test")]);
     leads_to(&balancer, "srv:_http._tcp.test", &[&b]).await;
     assert_eq!(view(&balancer, "srv:").await["resolution"]["error"], Value::Null, "the service itself is known");
     dns.set_mood("sick.test", Mood::Answers);
     leads_to(&balancer, "srv:_http._tcp.test", &[&b, &c]).await;
-    // The one that fails keeps its own last addresses, as long as the service lists it.
+    // The failing one keeps its last addresses as long as the service lists it.
     dns.set_mood("sick.test", Mood::Fails);
     dns.set_services("_http._tcp.test", [(1, 1, a_port, "one.test"), (1, 1, c_port, "sick.test")]);
     leads_to(&balancer, "srv:_http._tcp.test", &[&a, &c]).await;
     dns.set_services("_http._tcp.test", [(1, 1, a_port, "one.test")]);
     leads_to(&balancer, "srv:_http._tcp.test", &[&a]).await;
-    // With nobody else, the last addresses of all are better than none.
+    // Without any other, the last addresses of all are better than none.
     dns.set_mood("other.test", Mood::Fails);
     dns.set_services("_http._tcp.test", [(1, 1, b_port, "other.test")]);
     eventually("DNS fails", async || {
@@ -434,7 +434,7 @@ async fn an_srv_name_does_not_wait_for_a_host_without_an_answer() {
     dns.set_mood("dead.test", Mood::Silent);
     dns.set_services("_http._tcp.test", [(1, 1, port, "one.test"), (1, 1, port, "dead.test"), (1, 1, 0, "one.test")]);
     let pool = Pool::empty("app").backend("srv:_http._tcp.test", "");
-    // No question for the dead one ends within this test.
+    // No query for the dead one ends during this test.
     let resolver = format!("resolver = {{ servers = [\"{}\"], timeout = \"50s\", attempts = 1 }}", dns.address());
     let balancer = Balancer::start(Config::default().pool(pool).server(&resolver)).await;
     leads_to(&balancer, "srv:_http._tcp.test", &[&a]).await;
@@ -453,7 +453,7 @@ async fn an_srv_record_with_port_0_is_no_endpoint() {
     balancer.logs(&["a host of a service", "host=one.test:0", "its record has port 0"]).await;
 }
 
-// It asked the system, nobody where the configuration names servers, and never for services.
+// It asked the system even if the configuration names servers, and never for services.
 #[tokio::test]
 async fn check_resolves_names_as_a_running_balancer_does() {
     let dns = Dns::start().await;

@@ -1,4 +1,4 @@
-//! What is counted and logged is exactly what happened.
+//! Metrics and logs show exactly what happened.
 
 use std::io::Read;
 use std::sync::{Arc, Mutex};
@@ -111,7 +111,7 @@ async fn refusals_and_retries_are_counted_by_reason() {
     assert_eq!(metrics.sum("evenkeel_backend_failures_total", &[("kind", "reset")]), 2.0);
 }
 
-// They were counted among the WebSockets, and logged with status 0.
+// They counted as WebSockets, and were logged with status 0.
 #[tokio::test]
 async fn a_client_that_gives_up_is_499() {
     for format in ["json", "combined"] {
@@ -206,7 +206,7 @@ async fn removed_pools_routes_and_backends_have_no_series() {
         assert_eq!(balancer.send(&request).await.status, 503);
         assert!(series(&balancer).await.len() > before.len());
     }
-    // What is in flight counts on without bringing the series back.
+    // Exchanges in flight are still counted, but do not bring the series back.
     let heads = a.heads() + b.heads();
     held.send(Request::new("GET", "/hold").with("Host", "gone4.example").to_bytes()).await;
     eventually("it is in flight", async || a.heads() + b.heads() > heads).await;
@@ -220,7 +220,7 @@ async fn removed_pools_routes_and_backends_have_no_series() {
     assert_eq!(series(&balancer).await, before);
 }
 
-/// Names and labels of all series.
+/// The names and labels of all series.
 async fn series(balancer: &Balancer) -> std::collections::BTreeSet<String> {
     let text = balancer.admin("GET", "/metrics", None).await.text();
     let lines = text.lines().filter(|line| !line.starts_with('#'));
@@ -385,7 +385,7 @@ async fn the_log_can_be_a_file_that_is_reopened_on_sigusr1() {
     has(&format!("evenkeel {} starts with {file}, as user ", env!("CARGO_PKG_VERSION"))).await;
     std::fs::rename(&log, balancer.file("error.log.1")).expect("our directory");
     balancer.signal(Signal::SIGUSR1);
-    // Which of the two a line goes to is decided when it is written, so there is one after the signal was seen.
+    // The file for a line is chosen when it is written, so log a line after the signal was handled.
     eventually("the file is there again", async || {
         balancer.patch(&a, json!({ "weight": 2 })).await;
         balancer.patch(&a, json!({ "weight": 1 })).await;
@@ -428,7 +428,7 @@ async fn a_full_pipe_on_standard_error_blocks_nothing() {
     balancer.ready().await;
     loses_lines(&mut balancer).await;
     for _ in 0..8 {
-        // Whoever refuses it says so, on whichever thread that is.
+        // The thread that refuses it logs that, whichever it is.
         let mut wire = balancer.connect().await;
         wire.send("GET / HTTP/1.1\r\nHost: a\r\nno field\r\n\r\n").await;
         assert_eq!(wire.reply().await.status, 400);
@@ -437,7 +437,7 @@ async fn a_full_pipe_on_standard_error_blocks_nothing() {
     assert_eq!(balancer.admin("GET", "/healthz", None).await.status, 200);
     balancer.switch_algorithm("weighted").await;
 
-    // Whoever reads again is told what was lost, and then everything.
+    // After reading resumes, the log reports how many lines were lost, and is complete again.
     let text = Arc::new(Mutex::new(String::new()));
     let read = Arc::clone(&text);
     let reading = std::thread::spawn(move || {
@@ -470,7 +470,7 @@ async fn a_full_pipe_on_standard_error_does_not_delay_the_stop() {
     balancer.stop().await;
 }
 
-/// Has more logged than fits into a pipe and the queue before it: SIGHUP logs a line for each problem of the file.
+/// Logs more than fits into a pipe and the queue before it: SIGHUP logs a line for each problem of the file.
 async fn loses_lines(balancer: &mut Balancer) {
     balancer.write(&"[[pool]]\nname = \"?\"\n".repeat(1000));
     eventually("lines are lost", async || {
@@ -490,7 +490,7 @@ async fn backend_latency_excludes_the_clients_upload() {
     let a = Origin::start("a").await;
     let balancer = Balancer::start(Config::of([&a])).await;
     let mut wire = balancer.connect().await;
-    // Too large to be read whole before a backend is chosen.
+    // Too large to be buffered before a backend is chosen.
     let body = vec![b'x'; 200_000];
     wire.send(format!("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: {}\r\n\r\n", body.len()).into_bytes()).await;
     wire.send(body[..100_000].to_vec()).await;
@@ -515,7 +515,7 @@ async fn single_statuses_are_counted_when_configured_and_a_reload_changes_it() {
     let counted = async |status: &str| {
         balancer.metrics().await.sum("evenkeel_responses_total", &[("pool", "app"), ("status", status)])
     };
-    // It is counted once it is answered, so perhaps after the reload: it is of a status that is not asked for below.
+    // It is counted once it is answered, so perhaps after the reload; its status does not occur below.
     answered(410).await;
     balancer.configure(&config(true));
     balancer.change("POST", "/admin/reload", None).await;
@@ -527,7 +527,7 @@ async fn single_statuses_are_counted_when_configured_and_a_reload_changes_it() {
     }
 }
 
-// With everything logged that there is, whatever clients send.
+// With the most verbose log, whatever clients send.
 #[tokio::test]
 async fn clients_cannot_inject_lines_into_the_log() {
     let a = Origin::start("a").await;

@@ -1,4 +1,4 @@
-//! What holds in `evenkeel run`, and has to be done again where Pingora's proxy carries the requests (docs/pingora.md).
+//! What applies in `evenkeel run` and has to be done separately in Pingora's proxy (docs/pingora.md).
 
 use tests::{Balancer, Config, Origin, Request};
 

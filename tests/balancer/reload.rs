@@ -1,5 +1,5 @@
-//! The settings of a listener are in force for the next request after a reload, on connections that have been there
-//! before as well; what is on its way meanwhile is not disturbed.
+//! After a reload, a listener's settings apply to the next request, also on existing connections; exchanges in flight
+//! are not disturbed.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use tests::http2::{Http2, PREFACE, frame, kind, literals, next_frame, request, t
 use tests::{Balancer, Config, End, Origin, Pool, Port, Request, Step, WebSocket, Wire, eventually, response, within};
 use tokio::net::TcpStream;
 
-/// Has these lines in `[[listener]]` from now on, whatever was there before.
+/// Sets the lines in `[[listener]]` and reloads.
 async fn reload(balancer: &Balancer, a: &Origin, listener: &str) {
     balancer.configure(&Config::of([a]).listener(listener));
     assert_eq!(balancer.change("POST", "/admin/reload", None).await["warnings"], json!([]), "{listener}");
@@ -94,7 +94,7 @@ async fn time_limits_change() {
     wire.send("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nhalf").await;
     assert_eq!(within("an answer", wire.reply()).await.status, 408);
 
-    // More than any buffer on the way holds.
+    // More than all buffers on the way hold.
     let large = response(200, &[], "x".repeat(30_000_000));
     for limit in [format!("send_timeout = {SHORT}"), "min_rate = 1000000000".to_owned()] {
         a.answer_with(response(200, &[], ""));
@@ -105,7 +105,7 @@ async fn time_limits_change() {
         let before = a.heads();
         wire.send(Request::get("/").to_bytes()).await;
         eventually("the request arrived", async || a.heads() > before).await;
-        // The client takes nothing until it has been given up.
+        // The client does not read until the balancer has given up.
         balancer.is_idle().await;
         assert_eq!(wire.reply().await.end, End::CutOff, "{limit}");
     }
@@ -137,14 +137,14 @@ async fn reloads_under_load_lose_no_request() {
     load.end().await;
 }
 
-/// How a reload is asked for.
+/// How to reload.
 #[derive(Debug, Clone, Copy)]
 enum By {
     Signal,
     Api,
 }
 
-/// Has the balancer reload what its file says now, and waits until that is in force.
+/// Reloads the file and waits until it is in effect.
 async fn take_up(balancer: &mut Balancer, by: By) {
     match by {
         By::Api => {
@@ -154,13 +154,13 @@ async fn take_up(balancer: &mut Balancer, by: By) {
             let before = balancer.version().await;
             balancer.signal(Signal::SIGHUP);
             eventually("the reload", async || balancer.version().await > before).await;
-            // Reloads come one after the other, each with all that belongs to it.
+            // Reloads run one after the other, each completely.
             balancer.change("POST", "/admin/reload?dry_run=true", None).await;
         }
     }
 }
 
-/// Has the balancer refuse what its file says now; why.
+/// Reloads a file that must be refused. Returns the reasons.
 async fn refused(balancer: &mut Balancer, by: By) -> String {
     match by {
         By::Api => {
@@ -173,7 +173,7 @@ async fn refused(balancer: &mut Balancer, by: By) -> String {
             balancer.signal(Signal::SIGHUP);
             let new_log = || balancer.log().split_off(before);
             eventually("the refusal", async || new_log().contains("the configuration is not reloaded")).await;
-            // The reasons come after it, each in a line.
+            // The reasons follow, one per line.
             eventually("the reason", async || new_log().lines().filter(|line| line.contains("ERROR")).count() > 1)
                 .await;
             new_log()
@@ -213,7 +213,7 @@ async fn a_listener_can_be_added_and_removed_and_finishes_its_requests() {
         wire.send(Request::get("/hold").to_bytes()).await;
         let mut socket = WebSocket::open(port.address(), "/socket").await;
         eventually("the requests arrived", async || a.heads() == before + 3).await;
-        // Connected, and not heard of yet.
+        // Connected, but without a request yet.
         let mut silent = Wire::connect(port.address()).await;
 
         balancer.configure(&config);
@@ -239,7 +239,7 @@ async fn a_listener_can_be_added_and_removed_and_finishes_its_requests() {
     balancer.stop().await;
 }
 
-/// How many sockets listen that are the balancer's.
+/// The number of the balancer's listening sockets.
 fn sockets(balancer: &mut Balancer) -> usize {
     let id = balancer.process().id();
     let descriptors = std::fs::read_dir(format!("/proc/{id}/fd")).expect("a process that runs");
@@ -297,7 +297,7 @@ async fn a_listener_that_cannot_be_opened_fails_the_whole_reload() {
             assert_eq!(sockets(&mut balancer), before, "no socket is left open");
         }
     }
-    // A dry run says the same, and what would change otherwise.
+    // A dry run reports the same, and otherwise what would change.
     balancer.configure(&config.clone().section(&cases[0].0));
     let reply = balancer.admin("POST", "/admin/reload?dry_run=true", None).await;
     assert_eq!(reply.status, 400);
@@ -336,7 +336,7 @@ async fn a_listener_moves_between_all_addresses_and_one_without_failed_requests(
     load.end().await;
 }
 
-/// The content of the answer to a request on a stream of HTTP/2, whatever the peer has said before.
+/// The content of the answer to a request on a stream of HTTP/2, whatever the peer has sent before.
 async fn content(connection: &mut TcpStream, stream: u32, host: &str) -> String {
     let fields = [(":method", "GET"), (":scheme", "http"), (":path", "/"), (":authority", host)];
     write(connection, &frame(kind::HEADERS, 5, stream, &literals(&fields))).await;
@@ -385,15 +385,15 @@ async fn a_listener_that_moves_keeps_its_sites() {
             // It crosses the GOAWAY, if there is one.
             assert_eq!(content(&mut streams, 3, "own.example").await, "own.example", "{name} at {address}");
         } else {
-            // Its site is another listener's.
+            // Its site belongs to another listener.
             assert!(idle.is_closed().await && silent.is_closed().await);
         }
         balancer.stop().await;
     }
 }
 
-/// Clients that send one request after the other, each on a connection of its own and each with one that stays, and bear
-/// no failure.
+/// Clients that send one request after the other, each on a new connection and on one that is kept, and tolerate no
+/// failure.
 struct Load {
     is_over: Arc<AtomicBool>,
     answered: Arc<AtomicU64>,
@@ -493,7 +493,7 @@ async fn max_connections_changes() {
     take_up(&mut balancer, By::Api).await;
     first.send("Host: x\r\n\r\n").await;
     assert_eq!(first.reply().await.status, 200, "whoever is there stays");
-    // Two are too many now: one that idles leaves for the next.
+    // Two exceed the new limit: an idle one makes room for the next.
     let mut third = balancer.connect().await;
     third.send(Request::get("/").to_bytes()).await;
     assert_eq!(third.reply().await.status, 200);
@@ -513,7 +513,7 @@ async fn tls_can_be_turned_on_and_off_and_certificates_are_read_again() {
     let mut plain = served(&balancer).await;
     balancer.configure(&config.clone().listener("tls = { certificate = \"cert.pem\", key = \"key.pem\" }"));
     take_up(&mut balancer, By::Signal).await;
-    // Which file, for whom, until when.
+    // The file, its names, and the end of its validity.
     let message = |names: &str, until: &str| {
         let file = balancer.file("cert.pem").display().to_string();
         format!("listener {}: certificate {file} for {names}, valid until {until}", balancer.address())
@@ -540,7 +540,7 @@ async fn tls_can_be_turned_on_and_off_and_certificates_are_read_again() {
     assert_eq!(balancer.change("POST", "/admin/reload", None).await["changes"], json!([first]));
     assert_eq!(Http2::connect(balancer.address()).await.get("/").await.status, 200);
     assert!(plain.is_closed().await, "who came in plain has to come again");
-    // Something that is no certificate loses nothing.
+    // If the file is not a certificate, nothing is lost.
     std::fs::write(balancer.file("cert.pem"), "nothing").expect("a writable directory");
     assert!(refused(&mut balancer, By::Api).await.contains("cert.pem"));
     assert_eq!(Http2::connect(balancer.address()).await.get("/").await.status, 200);
@@ -549,7 +549,7 @@ async fn tls_can_be_turned_on_and_off_and_certificates_are_read_again() {
     assert_eq!(balancer.get("/").await.status, 200);
 }
 
-/// A request with so many bytes in one field, and so many fields beside it.
+/// A request with a field of this many bytes, and this many other fields.
 fn large(bytes: usize, fields: usize) -> Request {
     let request = Request::get("/").with("X-Large", &"x".repeat(bytes));
     (0..fields).fold(request, |request, number| request.with(&format!("X-{number}"), "1"))
@@ -572,7 +572,7 @@ async fn limits_of_request_heads_change() {
         }
     };
     answers([431, 431, 414]).await;
-    // Those of a response have limits of their own, which a request does not meet.
+    // Limits on responses are separate, and do not apply to requests.
     reload(&balancer, &a, "max_head_bytes = \"200KB\"\nmax_fields = 600\nmax_request_line_bytes = \"32KiB\"").await;
     answers([200, 200, 200]).await;
     balancer.send(&large(100_000, 500)).await;
@@ -630,17 +630,17 @@ async fn limits_of_response_heads_change() {
     }
 }
 
-// The later of two reloads at once could put the older file in force.
+// The later of two simultaneous reloads could apply the older file.
 #[tokio::test]
 async fn concurrent_reloads_read_the_file_one_after_the_other() {
     let a = Origin::start("a").await;
     let balancer = Balancer::start(Config::of([&a])).await;
-    // Reading a pipe waits until somebody writes it.
+    // Reading a pipe waits until another process writes to it.
     let file = balancer.config_file();
     std::fs::remove_file(&file).expect("the file is there");
     assert!(std::process::Command::new("mkfifo").arg(&file).status().expect("a program of every system").success());
     let reloads = [0; 3].map(|_| Box::pin(balancer.admin("POST", "/admin/reload", None)));
-    // One reads, one waits, and there is nothing for a third to do.
+    // One reads, one waits, and a third has nothing to do.
     let (third, _, rest) = within("the third", futures_util::future::select_all(reloads)).await;
     assert_eq!(third.status, 503, "{}", third.text());
     let version = balancer.version().await;

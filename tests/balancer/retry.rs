@@ -1,4 +1,4 @@
-//! A failure is repeated on another backend where that is safe, and only there.
+//! A failed request is repeated on another backend if that is safe, and only then.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -106,7 +106,7 @@ async fn attempts_are_bounded_and_no_backend_is_tried_twice() {
     }
 }
 
-// A request that had used its whole time was run again on every other backend, and its client waited for each.
+// A request that had used all its time was run again on every other backend, and its client waited for each.
 #[tokio::test]
 async fn no_attempt_begins_after_retry_timeout() {
     for (retry_timeout, tries) in [("0s", 1), ("60s", 3)] {
@@ -127,7 +127,7 @@ async fn retry_timeout_excludes_the_clients_upload() {
     let config = Config::of([&a, &b]).app(|pool| pool.set("retry_timeout = \"2s\""));
     let balancer = Balancer::start(config).await;
     let mut wire = balancer.connect().await;
-    // In chunks, so that it is not read before a backend is chosen.
+    // In chunks, so that it is not buffered before a backend is chosen.
     wire.send("PUT / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n").await;
     eventually("the first one has the head", async || a.heads() == 1).await;
     tokio::time::sleep(std::time::Duration::from_millis(2500)).await;
@@ -136,7 +136,7 @@ async fn retry_timeout_excludes_the_clients_upload() {
     assert_eq!(b.last_request().body, b"body");
 }
 
-// A body that is read before a backend is chosen used to count, and its time was taken for the backend's.
+// The time for reading a body before a backend is chosen counted as the backend's.
 #[tokio::test]
 async fn retry_timeout_excludes_a_body_that_is_buffered_first() {
     let [a, b] = Origin::several(["a", "b"]).await;
@@ -153,8 +153,8 @@ async fn retry_timeout_excludes_a_body_that_is_buffered_first() {
     assert!(backend["latency_seconds"].as_f64().is_some_and(|latency| latency < 1.0), "{backend}");
 }
 
-// A retry went by the pool that the exchange had begun with: drained and removed backends were still chosen, and what
-// had been tried was known by its position, which is another backend's after a change.
+// A retry used the pool with which the exchange had begun: drained and removed backends were still chosen. And the
+// tried backends were remembered by position, which may be another backend's after a change.
 #[tokio::test]
 async fn a_retry_uses_the_current_pool_and_skips_backends_already_tried() {
     for (state, status) in [("active", 200), ("down", 502)] {
@@ -185,7 +185,7 @@ async fn a_backend_drained_or_removed_during_a_slow_body_is_not_chosen() {
         let balancer = Balancer::start(Config::of([&a, &b])).await;
         let mut wire = balancer.connect().await;
         wire.send("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\nbo").await;
-        // The exchange begins with its head; nothing outside tells when.
+        // The exchange begins with its head, which is not visible from outside.
         tokio::time::sleep(std::time::Duration::from_millis(200)).await;
         if is_removed {
             balancer.change("DELETE", &backend_path(&a), None).await;
@@ -244,7 +244,7 @@ async fn a_stale_connection_costs_no_request() {
     }
 }
 
-// Each attempt took another stale connection, up to 32.
+// Each attempt used another stale connection, up to 32.
 #[tokio::test]
 async fn any_number_of_stale_connections_costs_no_request() {
     const COUNT: usize = 40;
@@ -278,12 +278,12 @@ async fn any_number_of_stale_connections_costs_no_request() {
     assert_eq!(balancer.get("/next").await.text(), "here");
 }
 
-// A backend that crashed over requests on kept connections was never blamed: no log line, no failure counted.
+// A backend that crashed on requests over kept connections was never blamed: no log line, no failure counted.
 #[tokio::test]
 async fn a_backend_that_breaks_off_long_after_it_was_given_the_request_has_failed() {
     let a = Origin::start("a").await;
     a.answer(|request| match request.method.as_str() {
-        // So much later that it is no idle connection that was closed.
+        // So much later that it cannot be the end of an idle connection.
         "POST" => vec![Step::Wait(Duration::from_millis(1500)), Step::Reset],
         _ => vec![Step::Send(response(200, &[], "here"))],
     });
@@ -323,7 +323,7 @@ async fn nothing_of_an_abandoned_response_reaches_the_client() {
     let [a, b] = Origin::several(["a", "b"]).await;
     let malformed = b"HTTP/1.1 200 OK\r\nX-From: a\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nwrong\r\nno size\r\n";
     a.answer(|_| vec![Step::Send(malformed.to_vec()), Step::Hang]);
-    // The interim response goes out before the final one is known.
+    // The interim response is sent before the final one is known.
     let early = b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nright";
     b.answer(|_| vec![Step::Send(early.to_vec())]);
     let balancer = Balancer::start(Config::of([&a, &b]).app(|pool| pool.without_ejection())).await;

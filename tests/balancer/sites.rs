@@ -1,4 +1,4 @@
-//! What a site says about its requests is done: answers of its own, changed heads and targets, jumps and error pages.
+//! Sites do what they say: replies of their own, changed heads and targets, jumps and error pages.
 
 use std::fs;
 use std::ops::Deref;
@@ -6,7 +6,7 @@ use std::ops::Deref;
 use tests::http2::{self, Http2};
 use tests::{Balancer, Config, Origin, Pool, Port, Reply, Request, Step, eventually, response};
 
-/// A balancer with a site that has every host, and a listener of TLS beside the plain one.
+/// A balancer with a site for all hosts, and listeners with and without TLS.
 struct Shop {
     balancer: Balancer,
     tls: Port,
@@ -28,7 +28,7 @@ impl Shop {
             .sites(&format!("[[site]]\nname = \"shop\"\nhosts = [\"\"]\n{lines}"))
     }
 
-    /// The reply to a request by HTTP/1.1. By HTTP/2 it says the same.
+    /// The reply over HTTP/1.1. Asserts that HTTP/2 gives the same.
     async fn both(&self, request: &Request) -> Reply {
         let host = request.field("host").unwrap_or("site.example");
         let mut other =
@@ -61,7 +61,7 @@ impl Deref for Shop {
     }
 }
 
-/// Waits until so many are counted: a request is when its answer has been sent.
+/// Waits until this many are counted: a request is counted once its answer has been sent.
 async fn counts(balancer: &Balancer, name: &str, labels: &[(&str, &str)], count: f64) {
     eventually(name, async || balancer.metrics().await.sum(name, labels) == count).await;
 }
@@ -84,7 +84,7 @@ async fn routes_can_answer_without_a_backend() {
     let mut wire = shop.connect().await;
     let head = wire.exchange(&Request::new("HEAD", "/?q=")).await;
     assert_eq!((head.status, head.field("content-length"), head.body.len()), (418, Some("22"), 0));
-    // The connection stays, for two at once and for one with a body that comes late.
+    // The connection is kept, for two requests at once and for one with a late body.
     let twice = [Request::get("/?q=1").to_bytes(), Request::post("/?q=2", "body").to_bytes()].concat();
     wire.send(twice).await;
     assert_eq!(wire.reply().await.text(), "GET on site.example: 1");
@@ -94,7 +94,7 @@ async fn routes_can_answer_without_a_backend() {
     assert_eq!(wire.reply().await.text(), "POST on a: 3");
     assert_eq!(wire.exchange(&Request::get("/?q=4")).await.text(), "GET on site.example: 4");
 
-    // A client that waits to be asked for its content is answered at once, and the connection is not used again.
+    // A client that waits for 100 is answered at once, and the connection is not reused.
     wire.send("POST /?q=5 HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\nExpect: 100-continue\r\n\r\n").await;
     let reply = wire.reply().await;
     assert_eq!((reply.status, reply.field("connection")), (418, Some("close")));
@@ -228,7 +228,7 @@ async fn clients_cannot_inject_fields() {
     assert_eq!(seen.target, "/a%0d%0aX-Evil:%20yes");
 }
 
-/// What the backend is asked for, in the states that a target can have: as received or changed, its prefix usable or not.
+/// The target for the backend, for all states that a target can have: as received or changed, its prefix usable or not.
 #[tokio::test]
 async fn targets_are_forwarded_as_received_or_as_rewritten() {
     let a = Origin::start("a").await;
@@ -264,7 +264,7 @@ async fn targets_are_forwarded_as_received_or_as_rewritten() {
     }
 }
 
-/// nginx's `location /api { alias /; }` hands out what lies beside the folder: `/api../x` is `/../x`.
+/// nginx's `location /api { alias /; }` serves files outside the folder: `/api../x` is `/../x`.
 #[tokio::test]
 async fn the_rest_behind_a_byte_prefix_cannot_leave_its_folder() {
     let a = Origin::start("a").await;
@@ -328,7 +328,7 @@ async fn error_pages_replace_errors() {
     assert_eq!((named.status, named.text().as_str()), (299, "named /named"));
     let away = shop.get("/away").await;
     assert_eq!((away.status, away.field("location")), (302, Some("https://other.example/")));
-    // A page in place of the answer to a POST is asked for by GET.
+    // An error page for a POST is requested by GET.
     let reply = shop.send(&Request::post("/intercepted", "body").with("Range", "bytes=0-1")).await;
     let seen = a.last_request();
     assert_eq!((reply.status, reply.text().as_str()), (404, "the page"));
@@ -374,7 +374,7 @@ async fn refusals_before_routing_use_the_error_pages_of_the_default_site() {
     assert_eq!((reply.status, reply.field("location")), (302, Some("/shorter")));
 }
 
-/// What is known of a connection is known of a request whose head is none, or that is refused for its path.
+/// Variables of the connection also exist for requests with an invalid head, or refused for their path.
 #[tokio::test]
 async fn refusals_before_routing_have_client_and_status_variables() {
     let a = Origin::start("a").await;
@@ -394,7 +394,7 @@ async fn refusals_before_routing_have_client_and_status_variables() {
     assert_eq!((reply.status, reply.text().as_str()), (400, "127.0.0.1 by https: 400"));
 }
 
-/// What a client sent may be three times as long in a place where it has to be encoded.
+/// A client's text may be three times as long after encoding.
 #[tokio::test]
 async fn a_configured_reply_with_too_large_a_head_is_500() {
     let a = Origin::start("a").await;
@@ -440,13 +440,13 @@ async fn location_refresh_and_cookies_of_a_backend_are_rewritten_for_the_client(
     let shop = Shop::start(&a, lines).await;
     for (target, location) in [
         ("/shop?l=http://api.internal/v1/x?y", "http://shop.example/shop/x?y"),
-        // An application that wants HTTPS is not led back to HTTP.
+        // A redirect of the application to HTTPS is not changed to HTTP.
         ("/shop?l=https://API.internal/other", "https://shop.example/other"),
-        // The host that the backend was sent is the client's own.
+        // The host sent to the backend is the client's own.
         ("/own?l=http://shop.example/v1/x", "http://shop.example/own/x"),
         ("/own?l=https://shop.example/v1/x", "https://shop.example/own/x"),
         ("/own?l=https://shop.example/x", "https://shop.example/x"),
-        // The site's own root.
+        // The root of the site.
         ("/?l=/int", "/"),
         ("/?l=/int?q", "/?q"),
         ("/?l=/int/x", "/x"),
@@ -508,7 +508,7 @@ async fn cors_answers_allowed_origins() {
         let reply = shop.both(&request).await;
         assert_eq!((reply.field(allow), reply.field("vary")), (None, Some("Accept, Origin")));
     }
-    // Other OPTIONS are the backend's.
+    // Other OPTIONS go to the backend.
     let before = a.heads();
     shop.send(&Request::new("OPTIONS", "/x")).await;
     assert_eq!(a.heads(), before + 1);
@@ -551,7 +551,7 @@ async fn preflights_are_answered_with_field_names_only() {
         let reply = shop.send(&request).await;
         assert_eq!((reply.status, reply.field("access-control-allow-headers")), (204, allowed), "{asked:?}");
     }
-    // Nobody's scripts ask for two.
+    // Two origins count as none.
     let reply =
         shop.send(&Request::get("/").with("Origin", "https://a.shop.example").with("Origin", "https://evil")).await;
     assert_eq!((reply.field(allow), reply.field("vary")), (None, Some("Origin")));
@@ -586,7 +586,7 @@ async fn cookie_paths_are_rewritten_by_whole_segments() {
     }
 }
 
-/// A front that sends everybody to HTTPS, or is closed, has no backends.
+/// A site that redirects everybody to HTTPS, or is closed, has no backends.
 #[tokio::test]
 async fn sites_need_no_pool() {
     let text = "[[site]]\nhosts = [\"old.example\"]\nredirect = \"https://new.example$request_uri\"\n\
@@ -596,7 +596,7 @@ async fn sites_need_no_pool() {
     let reply = balancer.send(&Request::get("/x").with("Host", "old.example")).await;
     assert_eq!((reply.status, reply.field("location")), (302, Some("https://new.example/x")));
     assert_eq!(balancer.get("/").await.status, 503);
-    // Refused before there is a route.
+    // Refused before routing.
     for (head, status) in [
         ("TRACE / HTTP/1.1\r\nHost: a\r\n", 405),
         ("GET / HTTP/1.1\r\nHost: a..b\r\n", 400),
@@ -667,8 +667,7 @@ async fn a_route_has_limits_of_its_own() {
     assert_eq!(balancer.get("/slow").await.status, 504);
 }
 
-/// What stands in included files, and in files that a site names, is read again by a reload, and what is wrong there is
-/// refused by its own name.
+/// A reload reads included files again, and files that a site names; problems are reported with their file name.
 #[tokio::test]
 async fn a_reload_rereads_included_files() {
     let origin = Origin::start("a").await;
@@ -731,13 +730,13 @@ async fn error_pages_can_send_the_request_to_another_pool() {
     assert_eq!((reply.status, reply.origin()), (502, "b"));
     assert_eq!((seen.method.as_str(), seen.target.as_str(), seen.body.len()), ("GET", "/sorry?of=/path", 0));
 
-    // A page that fails has no page of its own.
+    // A page that fails gets no page itself.
     let before = b.heads();
     let reply = balancer.get("/twice").await;
     assert_eq!((reply.status, reply.text().contains("Bad Gateway")), (502, true));
     assert_eq!(b.heads(), before);
 
-    // The body that is too large is not read on the way to the page.
+    // A body that is too large is not read for the page.
     let mut wire = balancer.connect().await;
     let reply = wire.exchange(&Request::post("/small", "x".repeat(100_000))).await;
     assert_eq!((reply.status, reply.field("x-origin"), reply.field("connection")), (413, Some("b"), Some("close")));

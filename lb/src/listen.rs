@@ -145,17 +145,17 @@ impl Listeners {
         let (mut certificates, mut moved_defaults) = (Vec::new(), Vec::new());
         problems.extend(same_sockets(wanted).map(|(listener, message)| Problem { listener, message }));
         for (index, config) in wanted.iter().enumerate() {
-            let mut places: Vec<(&SocketAddress, Option<usize>)> = Vec::new();
+            let mut addresses: Vec<(&SocketAddress, Option<usize>)> = Vec::new();
             for address in config.addresses.iter() {
-                let is_free = |place: usize| places.iter().all(|(_, taken)| *taken != Some(place));
+                let is_unused = |open_index: usize| addresses.iter().all(|(_, used)| *used != Some(open_index));
                 let mut open = state.open.iter().zip(&kept).enumerate();
-                let place = open.find_map(|(place, (open, kept))| {
-                    let fits = kept.is_none() && open.address == *address && is_free(place);
-                    (fits && open.is_reachable()).then_some(place)
+                let open_index = open.find_map(|(open_index, (open, kept))| {
+                    let fits = kept.is_none() && open.address == *address && is_unused(open_index);
+                    (fits && open.is_reachable()).then_some(open_index)
                 });
-                places.push((address, place));
+                addresses.push((address, open_index));
             }
-            let before = places.iter().find_map(|(_, place)| state.open.get((*place)?)?.tls.load_full());
+            let before = addresses.iter().find_map(|(_, open_index)| state.open.get((*open_index)?)?.tls.load_full());
             // All addresses of a listener share it, so that sessions can be resumed at each.
             let tls = match load(config.tls.as_ref(), before.as_ref()) {
                 Ok(tls) => tls,
@@ -166,14 +166,14 @@ impl Listeners {
             };
             let new_certificates = tls.iter().flat_map(|tls| tls.new_since(before.as_deref()));
             certificates.extend(new_certificates.map(|loaded| describe(config, loaded)));
-            let gone = tls.iter().flat_map(|tls| tls.gone_since(before.as_deref()));
-            certificates.extend(gone.map(|loaded| format!("{}: removed", describe(config, loaded))));
+            let removed = tls.iter().flat_map(|tls| tls.removed_since(before.as_deref()));
+            certificates.extend(removed.map(|loaded| format!("{}: removed", describe(config, loaded))));
             let both = tls.as_ref().zip(before.as_ref());
             moved_defaults.extend(both.and_then(|(tls, before)| moved_default(config, tls, before)));
-            for (address, place) in places {
+            for (address, open_index) in addresses {
                 let tls = tls.clone();
-                match place {
-                    Some(place) => kept[place] = Some(KeptListener { config: config.clone(), tls }),
+                match open_index {
+                    Some(open_index) => kept[open_index] = Some(KeptListener { config: config.clone(), tls }),
                     None => new.push((index, config, address, tls)),
                 }
             }

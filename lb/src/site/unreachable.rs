@@ -147,8 +147,8 @@ fn circles(site: &SiteConfig) -> Vec<(usize, String)> {
     if !site.routes.iter().any(is_jump) {
         return Vec::new();
     }
-    let places = site.routes.iter().enumerate().filter_map(|(at, route)| Some((path_matcher(route)?, at)));
-    let table = RouteTable::new(places, &mut Sets::default());
+    let matchers = site.routes.iter().enumerate().filter_map(|(at, route)| Some((path_matcher(route)?, at)));
+    let table = RouteTable::new(matchers, &mut Sets::default());
     let next = |index: usize| match &site.routes.get(index)?.action {
         Action::Jump(JumpTo::Route(name)) => site.routes.iter().position(|route| route.name == *name),
         Action::Jump(JumpTo::Path(path)) => {

@@ -124,7 +124,7 @@ impl ServerTls {
     }
 
     /// The certificates of `before` whose files are gone.
-    pub(crate) fn gone_since<'a>(
+    pub(crate) fn removed_since<'a>(
         &'a self,
         before: Option<&'a Self>,
     ) -> impl Iterator<Item = &'a Arc<LoadedCertificate>> {

@@ -53,7 +53,7 @@ pub(super) fn size<T: TryFrom<u64>>(min: u64, max: u64) -> impl Fn(&DeValue<'_>)
         let (digits, unit) = text.split_at(unit_at);
         let unit = unit.trim_start();
         // nginx's k and m are 1024 bytes and 1024 × 1024 bytes.
-        let meant = match unit.to_ascii_lowercase().as_str() {
+        let suggested_unit = match unit.to_ascii_lowercase().as_str() {
             "k" | "kb" | "kib" => "KiB",
             "m" | "mb" | "mib" => "MiB",
             "g" | "gb" | "gib" => "GiB",
@@ -62,7 +62,7 @@ pub(super) fn size<T: TryFrom<u64>>(min: u64, max: u64) -> impl Fn(&DeValue<'_>)
         let Some((_, bytes)) = SIZES.iter().find(|(name, _)| *name == unit).filter(|_| !digits.is_empty()) else {
             let example = if digits.is_empty() || digits.len() > 9 { "64" } else { digits };
             return Err(format!(
-                "a number of bytes, or text with KB, MB, GB, KiB, MiB or GiB, such as \"{example}{meant}\""
+                "a number of bytes, or text with KB, MB, GB, KiB, MiB or GiB, such as \"{example}{suggested_unit}\""
             ));
         };
         let size = digits.parse::<u64>().ok().and_then(|n| n.checked_mul(*bytes)).filter(|n| (min..=max).contains(n));

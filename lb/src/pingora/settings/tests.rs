@@ -331,9 +331,9 @@ fn no_setting_is_forgotten() {
         assert_eq!(count, 1, "{key}: decide what becomes of it in a Pingora server, and write it into SETTINGS");
     }
     let is_there = |setting: &str| keys.iter().any(|key| key == setting || is_below(key, setting));
-    let gone: Vec<_> =
+    let removed: Vec<_> =
         SETTINGS.iter().map(|(setting, ..)| *setting).chain(IN_ALL).filter(|key| !is_there(key)).collect();
-    assert_eq!(gone, Vec::<&str>::new(), "no settings any more");
+    assert_eq!(removed, Vec::<&str>::new(), "no settings any more");
 }
 
 #[test]

@@ -186,7 +186,7 @@ fn listener(address: SocketAddr, lines: &str) -> String {
 }
 
 async fn is_refused(address: SocketAddr) {
-    eventually("nobody listens", async || Wire::try_connect(address).await.is_err()).await;
+    eventually("connections are refused", async || Wire::try_connect(address).await.is_err()).await;
 }
 
 #[tokio::test]

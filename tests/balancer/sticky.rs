@@ -73,7 +73,7 @@ async fn a_forged_cookie_is_ignored_and_replaced() {
             answered.push(origin);
         }
         answered.sort();
-        assert_eq!(answered.concat(), "abc", "{forged:?} means nothing");
+        assert_eq!(answered.concat(), "abc", "{forged:?} is ignored");
     }
 }
 

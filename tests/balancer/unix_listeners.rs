@@ -246,7 +246,7 @@ async fn a_stale_socket_is_replaced_and_anything_else_is_an_error() {
     unix.balancer.configure(&Config::of([&a]).section(&listener(&file, "")));
     let refused = unix.balancer.admin("POST", "/admin/reload", None).await;
     assert_eq!(refused.status, 400, "{}", refused.text());
-    assert!(refused.text().contains("a file that is no socket"), "{}", refused.text());
+    assert!(refused.text().contains("a file that is not a socket"), "{}", refused.text());
     assert_eq!(fs::read_to_string(&file).expect("our file"), "text");
     assert!(ask(&path, GET).await.starts_with("HTTP/1.1 200"), "nothing has changed");
 }

@@ -177,7 +177,7 @@ async fn each_rejected_backend_certificate_is_explained_with_the_fix() {
         ("unknown", on_c.address(), "tls-certificate", "the certificate's issuer is unknown"),
         ("demanding", on_d.address(), "tls-handshake", "the backend demands a client's certificate"),
         ("old", on_e.address(), "tls-handshake", "the backend speaks neither TLS 1.2 nor 1.3"),
-        ("plain", plain.address(), "tls-handshake", "what came is no TLS"),
+        ("plain", plain.address(), "tls-handshake", "the answer is not TLS"),
     ];
     let mut config = Config::default();
     for (name, address, ..) in &pools {

@@ -255,7 +255,7 @@ async fn sockets_belong_to_the_user_and_reloads_can_change_their_permissions() {
     assert!(!balancer.process().end().await.success());
     assert!(balancer.log().contains("SupplementaryGroups="), "{}", balancer.log());
     let outcome = evenkeel(["check", balancer.config_file().to_str().expect("UTF-8")]).await;
-    assert!(outcome.status.success() && outcome.stderr.contains("to whom user nobody cannot give"), "{outcome:?}");
+    assert!(outcome.status.success() && outcome.stderr.contains("which user nobody cannot set"), "{outcome:?}");
     // Root can set the group if the folder is root's.
     balancer.configure(&config("owner = \":daemon\"", ""));
     balancer.launch();

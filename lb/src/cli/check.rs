@@ -207,7 +207,7 @@ fn owners(checked: &Checked, user: Option<&User>) -> Vec<Warning> {
             }
             (Ok(owner), Some(user)) if !user.can_give(owner) => {
                 let message = format!(
-                    "listener.owner is \"{wanted}\", which user {} cannot make the owner of a socket: only a start as root can, in a \
+                    "listener.owner is \"{wanted}\", which user {} cannot set as the owner of a socket: only a start as root can, in a \
                      folder that belongs to root, and no reload; name the user itself and one of its groups, or add it to \
                      the group (`usermod -aG GROUP {}`, SupplementaryGroups= in systemd)",
                     user.name, user.name

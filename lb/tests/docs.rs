@@ -1,10 +1,10 @@
-//! The pages of the repository say what is so: their links lead somewhere, and the functions and types that
-//! `docs/ARCHITECTURE.md` walks through stand where it says.
+//! The repository's pages are correct: their links lead somewhere, and the functions and types named in
+//! `docs/ARCHITECTURE.md` are where it says.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-/// Folders without files of ours.
+/// Folders with files that are not ours.
 const NOT_OURS: [&str; 4] = ["target", "demo-data", "secrets", "node_modules"];
 
 #[test]
@@ -47,7 +47,7 @@ fn pingora_is_used_only_where_the_decision_allows() {
         .filter(names_it)
         .map(|file| file.strip_prefix(&sources).expect("below it").to_string_lossy().into_owned());
     let mut found = 0;
-    // What is made for servers of Pingora names it throughout; lib.rs only lists modules.
+    // The modules for Pingora servers use it throughout; lib.rs only lists modules.
     for file in named.filter(|file| !file.starts_with("pingora") && file != "lib.rs") {
         assert!(listed.contains(&file), "docs/decisions/engine.md does not say what of Pingora {file} uses");
         found += 1;
@@ -114,7 +114,7 @@ fn files(folder: &Path, extension: &str) -> Vec<PathBuf> {
     found
 }
 
-/// Where the links of a page lead, without those in code.
+/// The targets of a page's links, except those in code.
 fn links_of(text: &str) -> impl Iterator<Item = &str> {
     let mut is_code = false;
     let prose = text.lines().filter(move |line| {
@@ -142,7 +142,7 @@ fn follow(page: &Path, text: &str, link: &str) -> Result<(), String> {
     if found { Ok(()) } else { Err("the page has no such heading".to_owned()) }
 }
 
-/// A heading as links name it: without the marks and without where its own links lead.
+/// A heading in the form used by links: without markup and without link targets.
 fn anchor(heading: &str) -> String {
     let mut words = String::new();
     for (place, part) in heading.split("](").enumerate() {
@@ -152,7 +152,8 @@ fn anchor(heading: &str) -> String {
     kept.flat_map(char::to_lowercase).map(|c| if c == ' ' { '-' } else { c }).collect()
 }
 
-/// What a page names as "`item` in [`file`](link)", several joined by "and" or commas: each item with the link.
+/// The items that a page names as "`item` in [`file`](link)", also several joined by "and" or commas: each item with
+/// the link.
 fn named_items(text: &str) -> Vec<(String, String)> {
     let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
     let mut found = Vec::new();
@@ -168,7 +169,7 @@ fn named_items(text: &str) -> Vec<(String, String)> {
     found
 }
 
-/// Whether a file of Rust defines `name`, or `Type::name` in a block of that type.
+/// Whether a Rust file defines `name`, or `Type::name` in an impl block of that type.
 fn defines(source: &str, item: &str) -> bool {
     let words = |line: &str| -> Vec<String> {
         line.split(|c: char| !c.is_alphanumeric() && c != '_')

@@ -1,5 +1,5 @@
-//! The job that makes CrateDB's tables, against stand-ins for the nodes: with one of them missing, as `docker compose up`
-//! has it when a node is broken.
+//! The job that creates CrateDB's tables, with mock nodes: also with one of them missing, as after `docker compose up`
+//! with a broken node.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -24,7 +24,7 @@ impl Nodes {
         Self { directory, addresses, _ports: ports, running: Vec::new() }
     }
 
-    /// A node that knows of those in `members`.
+    /// Starts a node that knows the nodes in `members`.
     async fn start(&mut self, place: usize, members: &str) {
         let address = &self.addresses[place];
         let mut command = Command::new("python3");
@@ -33,7 +33,7 @@ impl Nodes {
         eventually("a node that listens", async || tokio::net::TcpStream::connect(address).await.is_ok()).await;
     }
 
-    /// Whether the job ended well, and what it said.
+    /// Whether the job succeeded, and its output.
     async fn init(&self, wait_seconds: &str) -> (bool, String) {
         let mut command = tokio::process::Command::new("python3");
         command.arg(repository("sql/apply.py")).args(["--nodes", &self.addresses.join(",")]);

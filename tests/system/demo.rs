@@ -1,4 +1,4 @@
-//! `app demo` keeps what the README says of it: driven once by a person with a browser, from sign-up to Ctrl-C.
+//! `app demo` does what the README says: one run by a user with a browser, from sign-up to Ctrl-C.
 
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
@@ -45,7 +45,7 @@ async fn a_person_signs_up_posts_a_picture_and_loses_nothing_when_an_instance_di
         browser.open(site, "/posts/").await;
         assert_logged_in(&browser).await;
     }
-    // With ip-hash the instance that answered now would answer next.
+    // With ip-hash the instance that has just answered would answer again.
     let answered = browser.text("footer strong").await;
     demo.part(&answered).kill();
     demo.part(&answered).ended().await;
@@ -117,7 +117,7 @@ async fn assert_picture_is_shown(browser: &Browser) {
     eventually("the picture is shown", async || browser.run(script).await.as_u64().is_some_and(|w| w > 0)).await;
 }
 
-/// A PNG of 2 by 2 red pixels.
+/// A PNG with 2 by 2 red pixels.
 const PICTURE: &str =
     "iVBORw0KGgoAAAANSUhEUgAAAAIAAAACCAIAAAD91JpzAAAAEElEQVR42mP4z8AARAwQCgAf7gP9Y167WwAAAABJRU5ErkJggg==";
 

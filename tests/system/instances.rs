@@ -1,5 +1,5 @@
-//! Instances of the application behind a real balancer: sessions and data are everybody's, and nobody notices when
-//! one instance goes.
+//! Instances of the application behind a real balancer: sessions and data are shared, and users do not notice when an
+//! instance stops.
 
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::atomic::{AtomicBool, AtomicU64};
@@ -12,7 +12,7 @@ use tests::{Balancer, Config, Pool, Reply, Request, eventually};
 
 const ALGORITHMS: [&str; 4] = ["round-robin", "weighted", "least-connections", "ip-hash"];
 
-/// Three instances on one folder, behind a balancer.
+/// Three instances with a shared folder, behind a balancer.
 struct Cluster {
     balancer: Balancer,
     instances: Vec<Instance>,
@@ -24,7 +24,7 @@ impl Cluster {
         Self::start_with(&[], "/healthz").await
     }
 
-    /// With more flags for the instances, which are asked at `probed` how they are.
+    /// With additional flags for the instances, and `probed` as the path of the probes.
     async fn start_with(flags: &[&str], probed: &str) -> Self {
         let directory = TempDir::new().expect("a temporary directory");
         let mut instances = Vec::new();
@@ -127,8 +127,8 @@ async fn a_rolling_restart_fails_no_request() {
     assert_eq!(cluster.balancer.metrics().await.sum("evenkeel_requests_total", &[("code", "5xx")]), 0.0);
 }
 
-/// A listener that closed with the announcement, and idle connections that closed with it, cost posts that were under
-/// way to them: the balancer must not send a POST a second time.
+/// When the listener and idle connections closed as soon as the stop was announced, POSTs in flight to them were lost:
+/// the balancer must not send a POST again.
 #[tokio::test]
 async fn a_rolling_restart_by_signal_loses_no_post() {
     let mut cluster = Cluster::start_with(&["--shutdown-delay", "2s"], "/readyz").await;
@@ -182,7 +182,7 @@ async fn a_rolling_restart_by_signal_loses_no_post() {
     }
     let metrics = balancer.metrics().await;
     assert_eq!(metrics.sum("evenkeel_requests_total", &[("code", "5xx")]), 0.0);
-    // Nor did any attempt fail: the balancer knew before the first connection would have been refused.
+    // No attempt failed either: the balancer knew of the stop before a connection could be refused.
     assert_eq!(metrics.sum("evenkeel_backend_failures_total", &[]), 0.0);
 }
 
@@ -196,7 +196,7 @@ async fn the_application_sees_the_clients_address() {
     assert!(page.text().contains("127.0.0.1"), "{}", page.text());
 }
 
-/// Signs up a member; the session's cookie.
+/// Signs up a member and returns the session's cookie.
 async fn sign_up(balancer: &Balancer) -> String {
     let reply = balancer.send(&app::sign_up("grace")).await;
     assert_eq!(reply.status, 303, "{}", reply.text());

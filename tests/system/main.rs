@@ -1,4 +1,4 @@
-//! The balancer and the application together, as a person meets them.
+//! The balancer and the application together, as users see them.
 
 mod cratedb_init;
 mod demo;

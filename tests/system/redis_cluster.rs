@@ -1,7 +1,5 @@
-//! Members of a site whose sessions are in a real Redis Cluster, through a real balancer and three instances, while
-//! the cluster suffers: whoever is logged in stays logged in, and no page fails unless Redis is away entirely.
-//!
-//! Each disturbance prints how long it was felt, the slowest page and the requests that failed.
+//! Members of a site with sessions in a real Redis Cluster, through a real balancer and three instances, during faults
+//! of the cluster: members stay logged in, and no page fails unless Redis is completely unreachable.
 
 use std::net::SocketAddr;
 use std::sync::atomic::Ordering::Relaxed;
@@ -17,16 +15,16 @@ use tokio::task::JoinHandle;
 
 const MEMBERS: usize = 8;
 const STEP: Duration = Duration::from_millis(40);
-/// What a person would notice.
+/// Slow enough for a user to notice.
 const SLOW: Duration = Duration::from_millis(500);
-/// Without trouble for this long: it is over.
+/// The fault is over after this much time without problems.
 const CALM: Duration = Duration::from_millis(2500);
-/// The application's own limit for all of a page's operations on sessions.
+/// The application's limit for all session operations of a page.
 const LIMIT: Duration = Duration::from_secs(8);
-/// How close to a fault an acknowledged login may have been for Redis to have lost it.
+/// How shortly before a fault an acknowledged login may have happened for Redis to have lost it.
 const REPLICATION_WINDOW: Duration = Duration::from_millis(500);
-/// As the compose files have it: an instance without its sessions is not ready, and with all of them in that state the
-/// pool goes by traffic alone.
+/// As in the compose files: an instance without its sessions is not ready; if all of them are in that state, the pool
+/// uses real traffic only.
 const PROBE: &str = r#"path = "/readyz"
 status = "200"
 interval = "2s"
@@ -34,7 +32,7 @@ timeout = "1s"
 rise = 1
 fall = 2"#;
 const STRANGER: &str = "the page takes the member for a stranger";
-/// A page that says so itself.
+/// The page says so.
 const OUT_OF_REACH: &str = "a page without its session";
 /// The page says so and asks to log in.
 const NO_LOGIN: &str = "an account without its first login";
@@ -148,12 +146,12 @@ async fn without_redis_pages_without_a_session_work_and_everything_recovers() {
     assert!(outcome.slowest < LIMIT * 2, "a page took {:?}", outcome.slowest);
 }
 
-/// With the time until a silent master is replaced that `redis/redis.conf` sets.
+/// With the time until a silent master is replaced from `redis/redis.conf`.
 fn as_in_production() -> Options {
     Options { node_timeout: Duration::from_secs(2), ..Options::default() }
 }
 
-/// Three instances with their sessions in Redis, behind a balancer.
+/// Three instances with sessions in Redis, behind a balancer.
 struct Site {
     balancer: Balancer,
     instances: Vec<Instance>,
@@ -179,7 +177,7 @@ impl Site {
         Self { balancer, instances, redis, _directory: directory }
     }
 
-    /// All nodes at their orderly end: none is left that could tell of the others.
+    /// Stops all nodes properly at once, so that none is left to report the others.
     fn stop_redis(&mut self) {
         for place in 0..self.redis.addresses().len() {
             self.redis.stop_node(place);
@@ -193,35 +191,36 @@ impl Site {
     }
 }
 
-/// Members who visit pages all the time, and now and then somebody new.
+/// Members who keep visiting pages, and occasional new members.
 struct Load {
     stop: Arc<AtomicBool>,
     visits: Arc<Mutex<Vec<Visit>>>,
     members: Vec<JoinHandle<Vec<Member>>>,
     faults: Arc<Faults>,
-    /// Of one who is logged in.
+    /// The cookie of a logged-in member.
     cookie: String,
 }
 
-/// When nodes were hurt, and whom that cost a login. Redis replicates behind its answers: what a master acknowledged
-/// just before it was lost, its successor need not know. That window is allowed for, counted and printed.
+/// When nodes were harmed, and which members lost a login by it. Redis replicates after it answers: a write that a
+/// master acknowledged just before it was lost may be missing on its successor. Logins in that window are tolerated,
+/// counted and printed.
 #[derive(Default)]
 struct Faults {
     begun: Mutex<Vec<Instant>>,
     lost_in_window: AtomicUsize,
 }
 
-/// One request and its answer.
+/// A request and its result.
 #[derive(Clone)]
 struct Visit {
     member: usize,
     begun: Instant,
     ended: Instant,
-    /// What went wrong.
+    /// The error, if any.
     failure: Option<String>,
 }
 
-/// Somebody whose login was acknowledged.
+/// A member whose login was acknowledged.
 struct Member {
     name: String,
     cookie: String,
@@ -258,16 +257,16 @@ impl Load {
         self.visits.lock().expect("no panic while it is held").clone()
     }
 
-    /// Waits until what `begun` is over, prints how it was, and returns when it ended.
+    /// Waits until the fault that began at `begun` is over, prints its effects, and returns when it ended.
     async fn settles(&self, what: &str, begun: Instant) -> Instant {
         let deadline = Instant::now() + Duration::from_secs(25);
         self.faults.begun.lock().expect("no panic while it is held").push(begun);
         loop {
             tokio::time::sleep(STEP).await;
-            // Those under way when it began may suffer, too.
+            // Visits in progress when it began may be affected, too.
             let visits: Vec<_> = self.visits().into_iter().filter(|visit| visit.ended > begun).collect();
             let end = visits.iter().filter(|visit| visit.is_bad()).map(|visit| visit.ended).max().unwrap_or(begun);
-            // Who still waits has nothing recorded yet.
+            // A member who still waits has nothing recorded yet.
             let is_calm = |member| visits.iter().filter(|v| v.member == member && v.begun > end).count() > 5;
             if end.elapsed() > CALM && (0..MEMBERS).all(is_calm) {
                 println!(
@@ -284,7 +283,7 @@ impl Load {
         }
     }
 
-    /// Ends the load and proves that everyone is logged in on every instance.
+    /// Ends the load and checks that everyone is logged in on every instance.
     async fn stop(self, site: &Site) -> Outcome {
         self.stop.store(true, Relaxed);
         let mut members = Vec::new();
@@ -321,7 +320,7 @@ impl Visit {
 }
 
 impl Member {
-    /// Signs up; fails unless the login is acknowledged.
+    /// Signs up. Fails unless the login is acknowledged.
     async fn join(name: String, site: SocketAddr) -> Result<Self, String> {
         let reply = ask(site, &app::sign_up(&name)).await?;
         match reply.status {
@@ -331,7 +330,7 @@ impl Member {
         }
     }
 
-    /// Reads and changes the session; fails unless the page knows the member.
+    /// Reads and changes the session. Fails unless the page knows the member.
     async fn visit(&self, site: SocketAddr) -> Result<(), String> {
         let reply = ask(site, &Request::get("/").with("Cookie", &self.cookie)).await?;
         match reply.status {
@@ -344,7 +343,7 @@ impl Member {
 }
 
 impl Faults {
-    /// Whether this login was acknowledged so shortly before a fault that Redis may have lost it; counts it then.
+    /// Whether this login was acknowledged so shortly before a fault that Redis may have lost it. Counts such logins.
     fn excuse(&self, member: &Member) -> bool {
         let begun = self.begun.lock().expect("no panic while it is held");
         let at = member.acknowledged;
@@ -361,7 +360,7 @@ impl Outcome {
     }
 }
 
-/// Visits one page after the other as one member or another, each of whom stays logged in.
+/// Visits pages one after the other as different members, each of whom must stay logged in.
 async fn visit_pages(
     place: usize,
     site: SocketAddr,
@@ -398,7 +397,7 @@ fn slowest(visits: &[Visit]) -> Duration {
     visits.iter().map(|visit| visit.ended - visit.begun).max().unwrap_or_default()
 }
 
-/// One request over a connection of its own; every failure to answer is an outcome, not a panic.
+/// Sends a request over a new connection; failures are results, not panics.
 async fn ask(site: SocketAddr, request: &Request) -> Result<Reply, String> {
     let exchange = async { Wire::try_connect(site).await?.try_exchange(request).await };
     match tokio::time::timeout(LIMIT * 3, exchange).await {

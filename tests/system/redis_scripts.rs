@@ -1,5 +1,5 @@
-//! The scripts in `redis/` as operators run them, on real nodes: of Redis 7.0, and of 8.0, whose nodes tell each other
-//! of a `CLUSTER FORGET`.
+//! The scripts in `redis/` as operators run them, on real nodes of Redis 7.0, and of 8.0, whose nodes forward a
+//! `CLUSTER FORGET` to each other.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -45,7 +45,7 @@ fn nodes_come_and_go(server: Server) {
     assert!(killed >= 2, "killed {killed} times");
     assert_eq!(keys(&cluster, &[0, 1, 2, master]), KEYS);
 
-    // Its replica finds another master.
+    // Its replica moves to another master.
     assert_eq!(cluster.cli(replica, &["cluster", "replicate", &id(&cluster, master)]).trim(), "OK");
     eventually("a replica known to all", || (0..3).all(|asked| has_replica(&cluster, asked, master)));
     let before = id(&cluster, master);
@@ -60,12 +60,12 @@ fn nodes_come_and_go(server: Server) {
     assert_eq!(cluster.masters(0), [0, 1, 2]);
     assert_eq!(keys(&cluster, &[0, 1, 2]), KEYS);
 
-    // At once, within the minute for which those who were told to forget it take no notice of its old id.
+    // At once, within the minute in which the nodes that were told to forget it ignore its old id.
     succeeds(add_node(&cluster, master, "--master"));
     assert_eq!(cluster.masters(0), [0, 1, 2, master]);
     assert_eq!(keys(&cluster, &[0, 1, 2, master]), KEYS);
 
-    // Forgotten and not reset, as `redis-cli --cluster del-node` broken off leaves it.
+    // Forgotten but not reset, as after an interrupted `redis-cli --cluster del-node`.
     let forgotten = id(&cluster, replica);
     for asked in [0, 1, 2, master] {
         assert_eq!(cluster.cli(asked, &["cluster", "forget", &forgotten]).trim(), "OK");
@@ -103,7 +103,7 @@ fn a_dead_node_or_one_that_was_never_a_member_can_be_removed() {
     succeeds(add_node_by(&cluster, dead, asked, "--remove"));
     assert!(!cluster.cli(asked, &["cluster", "nodes"]).contains(&its_id));
 
-    // It comes back and knows nothing of it.
+    // It comes back without knowing of this.
     cluster.start_node(dead);
     assert!(!is_alone(&cluster, dead));
     succeeds(add_node_by(&cluster, dead, asked, "--remove"));
@@ -133,7 +133,7 @@ fn a_cluster_is_formed_without_a_dead_node_and_completed_when_it_starts() {
     cluster.wait_until_healthy();
     assert_eq!(cluster.masters(0), masters);
 
-    // One that has lost its volume takes a new id; nobody keeps the old one.
+    // A node that has lost its volume gets a new id; no node keeps the old one.
     let lost = masters[1];
     let asked = masters[0];
     cluster.kill(lost);
@@ -147,7 +147,7 @@ fn a_cluster_is_formed_without_a_dead_node_and_completed_when_it_starts() {
     cluster.wait_until_healthy();
 }
 
-/// Before its replica has taken over: then none ever would.
+/// Before its replica has taken over; otherwise none ever would.
 #[test]
 fn a_master_that_comes_back_at_once_without_its_volume_is_replaced() {
     let node_timeout = std::time::Duration::from_secs(5);
@@ -205,7 +205,7 @@ fn an_existing_cluster_starts_without_one_master_but_not_without_most_nodes() {
         cluster.start_node(place);
     }
     let printed = succeeds(init(&cluster));
-    // It is known, so there is nothing to wait for.
+    // It is known, so the script need not wait.
     assert!(printed.contains("MISSING") && !printed.contains("going on without"), "{printed}");
     let asked = usize::from(lost == 0);
     assert!(cluster.masters(asked).len() == 3 && !cluster.masters(asked).contains(&lost));
@@ -246,7 +246,7 @@ fn print_output(output: &Output) -> String {
     printed.into_owned()
 }
 
-/// Kills scripts right after each command by which they change something, when they first send it; and once while they
+/// Kills scripts right after each kind of command that changes something, when it is first sent; and once while they
 /// move slots.
 struct Killer {
     folder: TempDir,
@@ -283,7 +283,7 @@ kill -KILL "$(cut -d ' ' -f 6 /proc/self/stat)"
         Self { folder }
     }
 
-    /// Whether the script came to its end.
+    /// Whether the script ran to its end.
     fn run(&self, cluster: &RedisCluster, script: Command) -> bool {
         let mut path = self.folder.path().as_os_str().to_owned();
         path.push(":");
@@ -302,7 +302,7 @@ kill -KILL "$(cut -d ' ' -f 6 /proc/self/stat)"
         self.folder.path().join("amid-slots").exists() && !self.folder.path().join("slots-moved").exists()
     }
 
-    /// How often the script was killed before.
+    /// Runs a script until it succeeds. Returns how often it was killed before.
     fn run_until_done(&self, cluster: &RedisCluster, mut script: impl FnMut() -> Command) -> usize {
         let killed = (0..20).take_while(|_| !self.run(cluster, script())).count();
         assert!(killed < 20, "the script does not get on");
@@ -326,7 +326,7 @@ fn has_replica(cluster: &RedisCluster, asked: usize, master: usize) -> bool {
     cluster.cli(asked, &["cluster", "nodes"]).contains(&format!("slave {}", id(cluster, master)))
 }
 
-/// The slots that `node` itself says it has, without those on their way.
+/// The slots that `node` reports as its own, without those being moved.
 fn slots_of(cluster: &RedisCluster, node: usize) -> BTreeSet<u16> {
     let nodes = cluster.cli(node, &["cluster", "nodes"]);
     let line = nodes.lines().find(|line| line.contains("myself")).unwrap_or_else(|| panic!("{nodes}"));
@@ -341,7 +341,7 @@ fn slots(cluster: &RedisCluster, node: usize) -> usize {
     slots_of(cluster, node).len()
 }
 
-/// As a move that was broken off within a slot leaves it.
+/// The state after a move that was interrupted within a slot.
 fn leave_a_slot_open(cluster: &RedisCluster, from: usize, to: usize) {
     let slot = slots_of(cluster, from).last().expect("a master with slots").to_string();
     let importing = cluster.cli(to, &["cluster", "setslot", &slot, "importing", &id(cluster, from)]);

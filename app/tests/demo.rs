@@ -1,5 +1,5 @@
-//! `app demo` as whoever runs it meets it, with a stand-in for the balancer: what is proved here is that everything
-//! is started, reported and stopped. The real pair is proved in the `tests` package.
+//! `app demo` as users run it, with a mock balancer: checks that everything is started, listed and stopped. The `tests`
+//! package tests it with the real balancer.
 #![allow(clippy::unwrap_used, reason = "a test says what went wrong by failing")]
 
 use std::io::{BufRead, BufReader};
@@ -29,7 +29,7 @@ impl Demo {
         Self { process, lines, _folder: folder }
     }
 
-    /// Reads on until a line holds `text`, and gives what was read.
+    /// Reads until a line contains `text`. Returns what was read.
     fn says(&mut self, text: &str) -> String {
         let mut seen = String::new();
         for line in self.lines.by_ref() {
@@ -48,13 +48,13 @@ impl Demo {
 
 impl Drop for Demo {
     fn drop(&mut self) {
-        // Its children go with it.
+        // Also kills its children.
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
 }
 
-/// The demonstration on free ports, with an application in the balancer's place: ready is all it has to say.
+/// The demonstration on free ports, with a mock balancer that only reports "ready".
 fn command(folder: &Path, port: &str) -> Command {
     let balancer = folder.join("evenkeel");
     let script = format!(
@@ -70,7 +70,7 @@ fn command(folder: &Path, port: &str) -> Command {
     command
 }
 
-/// The pids that the guide lists: of the balancer and the three instances.
+/// The process ids listed in the guide: of the balancer and the three instances.
 fn pids(guide: &str) -> Vec<Pid> {
     let pids: Vec<_> = guide
         .lines()
@@ -90,7 +90,7 @@ fn eventually(what: &str, condition: impl Fn() -> bool) {
 }
 
 fn is_gone(pid: Pid) -> bool {
-    // One that has ended and waits to be collected by whoever inherited it is gone as well.
+    // A process that has ended but was not collected by its parent counts as gone.
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     stat.rsplit(") ").next().is_none_or(|rest| rest.is_empty() || rest.starts_with('Z'))
 }

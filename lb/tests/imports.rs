@@ -42,7 +42,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("shutdown", &[]),
 ];
 
-/// Everybody may use these, which use nothing but those behind them.
+/// Every module may use these; they use only those after them in the list.
 const LOWEST: &[&str] = &["failure", "config", "value", "message", "date", "clock", "plant"];
 
 #[test]
@@ -135,7 +135,7 @@ fn one(file: &str, text: &str) -> Sources {
     Sources::from([(file.into(), text.to_owned())])
 }
 
-/// All Rust files below, by their paths from there.
+/// All Rust files below `root`, by their relative paths.
 fn sources(root: &Path) -> Sources {
     let mut found = Sources::new();
     let mut folders = vec![root.to_owned()];
@@ -153,7 +153,7 @@ fn sources(root: &Path) -> Sources {
     found
 }
 
-/// Everything that each module may use.
+/// All modules that each module may use.
 fn closure() -> BTreeMap<&'static str, BTreeSet<&'static str>> {
     let mut all: BTreeMap<_, BTreeSet<_>> =
         MAY_USE.iter().map(|(module, used)| (*module, used.iter().chain(LOWEST).copied().collect())).collect();
@@ -201,7 +201,7 @@ fn violations(sources: &Sources) -> Vec<String> {
     found
 }
 
-/// The entry of the table that a path belongs to: the longest that fits.
+/// The entry of the table for a path: the longest that matches.
 fn entry<'a>(table: &BTreeMap<&'a str, BTreeSet<&'a str>>, path: &[String]) -> Option<&'a str> {
     (1..=path.len())
         .rev()
@@ -227,11 +227,11 @@ enum Token {
     Mark(char),
 }
 
-/// Reads paths out of a module's text.
+/// Finds the paths in a module's text.
 struct Reader {
     module: Vec<String>,
     tokens: Vec<Token>,
-    /// Modules that only tests have.
+    /// Modules that exist only in tests.
     for_tests: Vec<Vec<String>>,
 }
 
@@ -246,7 +246,7 @@ impl Reader {
         self.for_tests
     }
 
-    /// Takes out each item behind `#[cfg(test)]`: to its end, or to that of its block.
+    /// Removes each item behind `#[cfg(test)]`: up to its end, or that of its block.
     fn leave_out_tests(&mut self) {
         let attribute = tokens("#[cfg(test)]");
         let mut at = 0;
@@ -299,7 +299,7 @@ impl Reader {
         paths
     }
 
-    /// What a path starts from, if it is one of this crate.
+    /// The beginning of a path, if it leads to a module of this crate.
     fn root(&self, word: &str) -> Option<Vec<String>> {
         match word {
             "crate" => Some(Vec::new()),
@@ -310,7 +310,7 @@ impl Reader {
         }
     }
 
-    /// Reads what follows `::` at `at`; where it ends.
+    /// Reads what follows `::` at `at`. Returns where it ends.
     fn read(&self, mut at: usize, path: Vec<String>, paths: &mut Vec<Vec<String>>) -> usize {
         match self.tokens.get(at) {
             Some(Token::Word(word)) => {
@@ -333,7 +333,7 @@ impl Reader {
                     match self.tokens.get(at) {
                         Some(Token::Mark('}')) => return at + 1,
                         Some(Token::Mark(',')) => at += 1,
-                        // `as` and the name behind it.
+                        // `as` and the name after it.
                         Some(Token::Word(word)) if word == "as" => at += 2,
                         Some(_) => at = self.read(at, path.clone(), paths),
                         None => return at,
@@ -349,7 +349,7 @@ impl Reader {
     }
 }
 
-/// Words and marks, without comments and what stands between quotes.
+/// Words and symbols, without comments and quoted text.
 fn tokens(text: &str) -> Vec<Token> {
     let text: Vec<char> = text.chars().collect();
     let is_word = |c: char| c.is_alphanumeric() || c == '_';
@@ -412,7 +412,7 @@ fn tokens(text: &str) -> Vec<Token> {
     tokens
 }
 
-/// How many `#` a raw string that begins here has; `None`: none begins.
+/// The number of `#` of a raw string that begins here; `None`: none begins.
 fn raw_string(text: &[char]) -> Option<usize> {
     let behind_r = match text {
         ['r', rest @ ..] | ['b' | 'c', 'r', rest @ ..] => rest,

@@ -1,4 +1,4 @@
-//! Two balancers in one process: what one has (metrics, state, connections to backends, its end) is not the other's.
+//! Two balancers in one process are independent: metrics, state, connections to backends and shutdown.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -98,7 +98,7 @@ fn read_head(stream: &mut TcpStream) -> Option<String> {
     String::from_utf8(head).ok()
 }
 
-/// The whole answer to one request on a connection of its own.
+/// The complete answer to one request on a new connection.
 async fn ask(address: SocketAddr, method: &str, path: &str, body: &str) -> String {
     let request = format!(
         "{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: application/json\r\n\
@@ -132,7 +132,7 @@ async fn two_balancers_in_one_process_share_nothing() {
     assert!(ask(other.address, "GET", "/", "").await.ends_with("\r\n\r\nb"));
     let answered = "evenkeel_requests_total";
     assert_eq!((one.count(answered).await, other.count(answered).await), (3, 1));
-    // Each keeps its idle connection for itself.
+    // Each keeps its own idle connection.
     let connections = |backend: &Backend| backend.connections.load(Ordering::Relaxed);
     assert_eq!((connections(&a), connections(&b)), (1, 1));
 
@@ -148,7 +148,7 @@ async fn two_balancers_in_one_process_share_nothing() {
     ended.expect("no panic").expect("an orderly end");
     assert!(TcpStream::connect(one.address).is_err() && TcpStream::connect(one.admin).is_err(), "it is gone");
     assert!(ask(other.address, "GET", "/", "").await.ends_with("\r\n\r\nb"), "the other goes on");
-    // Nobody can call it any more: that ends it as well.
+    // Dropping its commands ends it as well.
     drop(other.commands);
     tokio::time::timeout(LIMIT, other.running).await.expect("it ends").expect("no panic").expect("an orderly end");
 }

@@ -104,7 +104,7 @@ async fn the_history_shows_successes_failures_addresses_and_instances() {
     let attempt = browser
         .post_raw(&web1, "/accounts/login/")
         .header("origin", web1.url(""))
-        // The left is the client's own word.
+        // The left one is unverified.
         .header("x-forwarded-for", "10.0.0.1, 203.0.113.9")
         .form(&[("name", "ann"), ("password", "wrong password")]);
     assert_eq!(attempt.send().await.unwrap().status(), 401);
@@ -217,7 +217,7 @@ async fn a_request_overtaken_by_a_login_keeps_its_cookie() {
     let browser = Browser::new();
     let before = session_id(&browser.get(&web1, "/").await);
     browser.log_in(&web1, "ann", PASSWORD).await;
-    // Sent with the id from before the login, and answered after it: a new session would be a logout.
+    // Sent with the id from before the login, and answered after it: a new session would log the member out.
     let sent = Browser::new().request(&web1, "/").header("cookie", format!("id={before}")).send().await.unwrap();
     let answer = Answer::of(sent).await;
     answer.says(200, &["Log in"]);
@@ -225,7 +225,7 @@ async fn a_request_overtaken_by_a_login_keeps_its_cookie() {
     // An id that the store does not know is replaced.
     let sent = Browser::new().request(&web1, "/").header("cookie", "id=AAAAAAAAAAAAAAAAAAAAAA").send().await.unwrap();
     assert!(Answer::of(sent).await.header("set-cookie").starts_with("id="));
-    // And the id from before a login or logout is no obstacle to the next login.
+    // And the id from before a login or logout does not prevent the next login.
     let again = Browser::new()
         .post_raw(&web1, "/accounts/login/")
         .header("origin", web1.url(""))
@@ -246,11 +246,11 @@ async fn sessions_of_a_member_are_limited_and_the_longest_unused_ends() {
     browsers[1].log_in(&web2, "ann", PASSWORD).await;
     browsers[2].log_in(&web1, "ann", PASSWORD).await;
     assert_eq!(logged_in(&web1, &browsers).await, [false, true, true]);
-    // A place that is given back is free: nobody else has to go.
+    // A session that was ended makes room: no other has to end.
     browsers[1].post(&web1, "/accounts/logout/", &[]).await;
     browsers[0].log_in(&web2, "ann", PASSWORD).await;
     assert_eq!(logged_in(&web1, &browsers).await, [true, false, true]);
-    // Others are not concerned.
+    // Other members are not affected.
     browsers[1].sign_up(&web1, "ben").await;
     assert_eq!(logged_in(&web1, &browsers).await, [true; 3]);
 }
@@ -309,7 +309,7 @@ async fn failed_logins_are_limited_over_all_instances_without_locking_anybody_ou
             let instance = if attempt % 2 == 0 { &web1 } else { &web2 };
             stranger.log_in(instance, name, "wrong password").await.says(401, &["do not belong together"]);
         }
-        // The same for names that exist and names that do not, and for the right password.
+        // The same for existing and unknown names, and for the correct password.
         for instance in [&web1, &web2] {
             let fields = [("name", name), ("password", PASSWORD), ("draft_text", "Long thoughts")];
             let answer = stranger.post(instance, "/accounts/login/", &fields).await;
@@ -318,7 +318,7 @@ async fn failed_logins_are_limited_over_all_instances_without_locking_anybody_ou
             assert_eq!(answer.hidden("draft_text"), Some("Long thoughts"));
         }
     }
-    // Ann, from the same address, in the browser that she has logged in with before; and anybody elsewhere.
+    // Ann from the same address, in the browser with which she has logged in before; and anybody elsewhere.
     ann.post(&web1, "/accounts/logout/", &[]).await;
     assert_eq!(ann.log_in(&web2, "ann", PASSWORD).await.status, 303);
     let elsewhere = Browser::new()
@@ -339,7 +339,7 @@ async fn signups_from_an_address_are_limited_over_all_instances() {
     let fields = |name| [("name", name), ("password", PASSWORD), ("draft_text", "Long thoughts")];
     Browser::new().sign_up(&web1, "ann").await;
     Browser::new().sign_up(&web2, "ben").await;
-    // What does not fit was not asked for; what is taken was.
+    // Invalid requests do not count; taken names do.
     Browser::new().post(&web1, "/accounts/signup/", &[("name", "!"), ("password", PASSWORD)]).await.says(422, &[]);
     Browser::new().post(&web1, "/accounts/signup/", &fields("ann")).await.says(409, &["ann is taken"]);
     for (instance, name) in [(&web1, "cid"), (&web2, "ann")] {
@@ -348,7 +348,7 @@ async fn signups_from_an_address_are_limited_over_all_instances() {
         assert!((840..=900).contains(&answer.header("retry-after").parse().unwrap()));
         assert_eq!(answer.hidden("draft_text"), Some("Long thoughts"));
     }
-    // Whoever has an account logs in, and others sign up elsewhere.
+    // Members can log in, and others can sign up elsewhere.
     assert_eq!(Browser::new().log_in(&web1, "ann", PASSWORD).await.status, 303);
     let elsewhere = Browser::new()
         .post_raw(&web1, "/accounts/signup/")
@@ -372,10 +372,10 @@ async fn a_login_succeeds_though_it_cannot_be_recorded() {
     eventually("two are missing", async || metrics().await.contains("app_logins_unrecorded_total 2")).await;
 
     data.hold_failures();
-    // And while records are not answered at all, nobody waits for those of failures, and nobody for long.
+    // While records are not answered at all, nobody waits for those of failures, and nobody waits long.
     browser.log_in(&web1, "ann", "wrong password").await.says(401, &[]);
     assert_eq!(browser.log_in(&web1, "ann", PASSWORD).await.status, 303);
-    // The end waits for them, at most for the deadline.
+    // The stop waits for them, at most for the deadline.
     let (stop, stopped) = web1.announce();
     stop.send(Stop::Now).unwrap();
     tokio::time::sleep(Duration::from_millis(50)).await;
@@ -384,7 +384,7 @@ async fn a_login_succeeds_though_it_cannot_be_recorded() {
     stopped.await.unwrap();
 }
 
-// A foreign cookie that is no text hid all cookies of its line.
+// A foreign cookie that was not text hid all cookies of its line.
 #[tokio::test]
 async fn a_cookie_that_is_not_text_hides_no_other() {
     let site = Site::new();
@@ -399,7 +399,7 @@ async fn a_cookie_that_is_not_text_hides_no_other() {
     }
 }
 
-// During an outage of the database each login with the right password counted as a wrong one.
+// During an outage of the database each login with the correct password counted as a wrong one.
 #[tokio::test]
 async fn an_attempt_that_the_database_could_not_check_is_no_failure() {
     let mut site = Site::new();
@@ -427,7 +427,7 @@ async fn a_rate_limited_attempt_is_no_failure() {
     assert_eq!(Browser::new().log_in(&web1, "ben", PASSWORD).await.status, 303);
 }
 
-// With a third of a Redis Cluster away nearly nobody could log in, and strangers saw an error in place of pages.
+// With a third of a Redis Cluster away, hardly anybody could log in, and new visitors got an error instead of pages.
 #[tokio::test]
 async fn login_works_while_some_sessions_are_unreachable() {
     let site = Site::new();
@@ -437,7 +437,7 @@ async fn login_works_while_some_sessions_are_unreachable() {
     former.sign_up(&web1, "ann").await;
     former.post(&web1, "/accounts/logout/", &[]).await;
     former.get(&web1, "/").await.says(200, &[]);
-    // Half of all sessions, all lists, and whatever takes an attempt back.
+    // Half of all sessions, all lists, and taking back attempts.
     sessions.fails(|operation, name| match operation {
         "enrol" | "strike" | "uncount" => true,
         "create" | "save" | "load" | "delete" => name.as_bytes()[5] % 2 == 0,
@@ -452,18 +452,18 @@ async fn login_works_while_some_sessions_are_unreachable() {
         newcomer.get(&web1, "/").await.says(200, &["Log out"]);
         Browser::new().get(&web1, "/").await.says(200, &["web1", "Your session"]);
     }
-    // Whatever becomes of the session that the browser had before.
+    // Whatever happens to the browser's previous session.
     sessions.fails(|operation, _| matches!(operation, "load" | "delete"));
     assert_eq!(former.log_in(&web1, "ann", PASSWORD).await.status, 303);
     sessions.fails(|_, _| false);
     former.get(&web1, "/accounts/logs/").await.says(200, &[]);
-    // No page is replaced because a visit could not be saved.
+    // No page fails because a visit could not be saved.
     sessions.fails(|operation, _| matches!(operation, "create" | "save"));
     for browser in [&Browser::new(), &former] {
         browser.get(&web1, "/").await.says(200, &["web1"]);
     }
     former.upload(&web1, &[("text", "Still here")], None).await.says(303, &[]);
-    // Without any session there is no login; and an account that was made is told of, not denied.
+    // Without any session there is no login; but if an account was created, the page says so.
     Browser::new().log_in(&web1, "ann", PASSWORD).await.says(503, &[]);
     let fields = [("name", "late"), ("password", PASSWORD), ("next", "/posts/")];
     let made = Browser::new().post(&web1, "/accounts/signup/", &fields).await;
@@ -473,7 +473,7 @@ async fn login_works_while_some_sessions_are_unreachable() {
     assert_eq!(Browser::new().log_in(&web1, "late", PASSWORD).await.status, 303);
 }
 
-// The cookie by which a browser is known held one account: logging in to another one forgot the first.
+// The cookie that identifies a browser contained only one account: logging in to another one replaced the first.
 #[tokio::test]
 async fn each_account_remembers_browsers_that_logged_in() {
     let mut site = Site::new();
@@ -496,7 +496,7 @@ async fn each_account_remembers_browsers_that_logged_in() {
     }
 }
 
-// Names that are one since case is folded in full were two before: both accounts remain their owners'.
+// Names that are the same since full case folding were two before: both accounts still belong to their owners.
 #[tokio::test]
 async fn an_account_of_an_earlier_version_is_found_by_its_name() {
     let site = Site::new();
@@ -533,7 +533,7 @@ async fn names_that_look_alike_are_one_account() {
     {
         assert_eq!(sign_up(taken).await, 409, "{taken}");
     }
-    // Letters by their class that nobody sees.
+    // Invisible letters, by their class.
     for unseen in ["admin\u{3164}", "a\u{115f}dmin", "\u{3164}\u{3164}\u{3164}", "admin\u{1160}", "admin\u{ffa0}"] {
         assert_eq!(sign_up(unseen).await, 422, "{unseen:?}");
     }
@@ -571,7 +571,7 @@ async fn a_draft_of_one_member_is_not_shown_to_the_next() {
     assert!(!browser.get(&web1, "/posts/").await.body.contains("Of Ann alone"));
 }
 
-// Each control character takes six bytes of the store.
+// Each control character takes six bytes in the store.
 #[tokio::test]
 async fn a_draft_is_measured_as_it_is_stored() {
     let site = Site::new();

@@ -1,4 +1,4 @@
-//! Stores that fail as a test says.
+//! Stores whose failures the test controls.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -12,7 +12,7 @@ use tokio::sync::Semaphore;
 
 use crate::fixture::Site;
 
-/// A site on embedded stores, whose data and sessions fail as a test says.
+/// A site on embedded stores, with failures of data and sessions controlled by the test.
 pub fn failing(site: &Site) -> (Stores, Fails<dyn DataStore>, Fails<dyn SessionStore>) {
     let embedded = site.stores();
     let data = Failing::of(Arc::clone(&embedded.data));
@@ -20,12 +20,12 @@ pub fn failing(site: &Site) -> (Stores, Fails<dyn DataStore>, Fails<dyn SessionS
     (Stores { data: data.clone(), sessions: sessions.clone(), ..embedded }, data, sessions)
 }
 
-/// Which operations fail, by their name and by what they are about.
+/// Which operations fail, by their name and argument.
 pub type Part = fn(&str, &str) -> bool;
 
 pub type Fails<S> = Arc<Failing<S>>;
 
-/// A store of which a part is away.
+/// A store of which some operations fail.
 #[derive(Debug)]
 pub struct Failing<S: ?Sized> {
     part: Mutex<Option<Part>>,
@@ -39,12 +39,12 @@ impl<S: ?Sized> Failing<S> {
         Arc::new(Self { part: Mutex::default(), failures: Semaphore::new(Semaphore::MAX_PERMITS), inner })
     }
 
-    /// From now on.
+    /// Operations for which `part` is true fail from now on.
     pub fn fails(&self, part: Part) {
         *self.part.lock().unwrap() = Some(part);
     }
 
-    /// What fails is not answered any more until it is let.
+    /// Failing operations do not return until they are released.
     pub fn hold_failures(&self) {
         self.failures.forget_permits(usize::MAX);
     }

@@ -43,7 +43,7 @@ async fn a_cached_picture_is_not_sent_again() {
     let second = browser.request(&web1, &address).header("if-none-match", &tag).send().await.unwrap();
     assert_eq!(second.status(), StatusCode::NOT_MODIFIED);
     assert_eq!(second.headers()["etag"], tag);
-    // Of whatever content there is: none, if there is no picture.
+    // Of any content: there is none without a picture.
     let unknown = format!("/media/{}.png", "0a".repeat(32));
     for (path, status) in [(&address, 304), (&unknown, 404)] {
         let any = browser.request(&web1, path).header("if-none-match", "*").send().await.unwrap();

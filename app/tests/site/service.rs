@@ -117,7 +117,7 @@ async fn stopping_becomes_unready_and_finishes_requests_in_flight() {
     site.settings.shutdown_delay = Duration::from_secs(3600);
     let web1 = site.start("web1").await;
     let (address, app) = (web1.address, Arc::clone(&web1.app));
-    // A request whose body is still on its way when the stop comes, and an idle connection beside it.
+    // A request whose body is still being sent when the stop comes, and an idle connection.
     let mut busy = TcpStream::connect(address).await.unwrap();
     let head = format!(
         "POST /accounts/login/ HTTP/1.1\r\nHost: {address}\r\nOrigin: http://{address}\r\n\
@@ -135,7 +135,7 @@ async fn stopping_becomes_unready_and_finishes_requests_in_flight() {
     while !app.is_leaving() {
         tokio::task::yield_now().await;
     }
-    // It says so to whoever asks, over old connections and new ones, and goes on answering.
+    // It reports this on old and new connections, and keeps answering.
     for path in ["/readyz", "/healthz"] {
         let mut new = TcpStream::connect(address).await.unwrap();
         new.write_all(format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes()).await.unwrap();
@@ -195,7 +195,7 @@ async fn without_sessions_the_home_page_still_names_the_instance() {
     assert_eq!(home.status(), 200);
     let home = home.text().await.unwrap();
     assert!(home.contains("web1") && home.contains("Sessions cannot be reached"), "{home}");
-    // Not sent to log in: nobody is logged out because of us.
+    // Not sent to log in: nobody is logged out because of our failure.
     assert_eq!(ask("/accounts/logs/").await.unwrap().status(), 503);
     browser.get(&web1, "/readyz?alone").await.says(503, &["out of reach: sessions"]);
     browser.get(&web1, "/healthz").await.says(200, &["ok"]);
@@ -229,10 +229,10 @@ async fn an_instance_without_a_store_is_unready_only_while_a_peer_has_it() {
     let well = site.start("web1").await;
     browser.get(&well, "/readyz").await.says(200, &["ready"]);
 
-    // Nobody else is known.
+    // No other instance is known.
     let web2 = site.start_on("web2", lost(&site)).await;
     browser.get(&web2, "/readyz").await.says(200, &["out of reach: sessions; and no other"]);
-    // Another has lost it too, and so has itself.
+    // Another one has lost it too, and so has this one.
     site.settings.peers = peers(&[&web2]);
     let web3 = site.start_on("web3", lost(&site)).await;
     browser.get(&web3, "/readyz").await.says(200, &["out of reach: sessions; and no other"]);
@@ -245,7 +245,7 @@ async fn an_instance_without_a_store_is_unready_only_while_a_peer_has_it() {
     browser.get(&web4, "/readyz").await.says(200, &["out of reach: sessions; and no other"]);
 }
 
-/// What comes until the server closes the connection.
+/// Everything that arrives until the server closes the connection.
 async fn read_to_end(stream: &mut TcpStream) -> String {
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await.unwrap();
@@ -263,7 +263,7 @@ async fn read_until(stream: &mut TcpStream, end: &str) -> String {
     seen
 }
 
-/// Every store at once, none of which answers.
+/// All stores at once; none of them answers.
 #[derive(Debug)]
 struct OutOfReach;
 

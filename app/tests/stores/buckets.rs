@@ -35,7 +35,7 @@ async fn a_large_picture_is_uploaded_in_parts_and_keeps_its_type() {
     let emulator = Emulator::s3();
     let media = open("s3://pictures/site", &emulator);
     let name = name().await;
-    // Two whole parts and a rest.
+    // Two full parts and a rest.
     let content: Vec<u8> = (0..12_000_000_u32).map(|n| (n % 251) as u8).collect();
     let mut file = tempfile::tempfile().unwrap();
     file.write_all(&content).unwrap();
@@ -66,7 +66,7 @@ async fn an_unreachable_bucket_fails_soon() {
     assert!(matches!(error, StoreError::Unavailable(_)) && begun.elapsed().as_secs() < 10, "{error}");
 }
 
-/// The name of some picture.
+/// The name of a picture.
 async fn name() -> MediaName {
     let folder = tempfile::tempdir().unwrap();
     let limits = Limits { bytes: 10_000, pixels: 100 };

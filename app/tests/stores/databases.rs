@@ -1,5 +1,4 @@
-//! Data in databases on the network: on a real PostgreSQL; on a stand-in for CrateDB; and on a real CrateDB where there is
-//! one.
+//! Data in network databases: a real PostgreSQL, a mock of CrateDB, and a real CrateDB if there is one.
 
 use std::time::{Duration, Instant};
 
@@ -50,12 +49,12 @@ fn post() -> Post {
 async fn postgres_keeps_the_contract() {
     let server = Postgres::start();
     let url = server.url(&[server.port]);
-    // Both at once: three instances make the missing tables together, too.
+    // Both at once: three instances also create the missing tables simultaneously.
     let start = || PostgresData::start(settings(&url, Some(Postgres::PASSWORD)));
     let (one, other) = tokio::try_join!(start(), start()).unwrap();
     contract::run(&one, &other).await;
     contract::run(&other, &one).await;
-    // What it will never take is no outage: nobody waits for it, or is told to come back.
+    // A value that can never be stored is no outage: the request does not wait, and is not told to retry.
     let error = one.add_post(&Post { text: "a\0b".into(), ..post() }).await.unwrap_err();
     assert!(matches!(error, StoreError::Unfit(_)) && error.to_string().contains("22021"), "{error}");
 
@@ -115,14 +114,14 @@ async fn under_tls_the_certificate_is_checked() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_that_ends_or_hangs_is_replaced_by_another() {
     let server = Postgres::start();
-    // Two ways to one database stand for two nodes of a cluster.
+    // Two addresses of one database represent two nodes of a cluster.
     let (one, other) = (Link::to(server.port).await, Link::to(server.port).await);
     let url = server.url(&[one.port(), other.port()]);
     let data = PostgresData::start(settings(&url, Some(Postgres::PASSWORD))).await.unwrap();
 
     for (how, node) in [("hangs", &one), ("is gone", &other)] {
         for _ in 0..8 {
-            // Connections in the pool lead to both.
+            // The pool has connections to both.
             let users: Vec<_> = (0..4).map(|_| user()).collect();
             futures_util::future::try_join_all(users.iter().map(|user| data.create_user(user))).await.unwrap();
         }
@@ -193,8 +192,8 @@ async fn an_unreachable_database_fails_within_the_limit_and_recovers() {
     assert!(first < limit + Duration::from_millis(500) && next < Duration::from_millis(500), "{first:?}, {next:?}");
 }
 
-/// The most statements that ran at once while clients came for what is not answered, and left again when at least one of
-/// theirs ran.
+/// The maximum number of simultaneous statements while clients send statements that are not answered, and leave when at
+/// least one of them runs.
 async fn most_running_while_clients_leave(
     data: &(impl DataStore + Clone),
     clients: usize,
@@ -209,7 +208,7 @@ async fn most_running_while_clients_leave(
         };
         let asking: Vec<_> = (0..clients).map(ask).collect();
         let deadline = Instant::now() + Duration::from_secs(20);
-        // One of before may have ended meanwhile.
+        // An earlier one may have ended meanwhile.
         while running().await <= before.min(clients - 1) {
             assert!(Instant::now() < deadline, "nothing runs");
             tokio::time::sleep(Duration::from_millis(10)).await;
@@ -222,11 +221,11 @@ async fn most_running_while_clients_leave(
     most
 }
 
-// They went from 7 to 43 in five seconds, with a pool of four.
+// They rose from 7 to 43 in five seconds, with a pool of four.
 #[tokio::test(flavor = "multi_thread")]
 async fn abandoned_statements_end_before_their_connection_is_reused() {
     let server = Postgres::start();
-    // Clients leave, and no statement of theirs takes too long.
+    // Clients leave, and none of their statements exceeds its timeout.
     let long = Duration::from_secs(60);
     let settings = settings(&server.url(&[server.port]), Some(Postgres::PASSWORD));
     let settings = Settings { statement_timeout: long, overall_timeout: long, ..settings };
@@ -237,7 +236,7 @@ async fn abandoned_statements_end_before_their_connection_is_reused() {
         tokio::spawn(connection);
         client
     };
-    // Within a transaction PostgreSQL would say again and again what ran at first.
+    // Within a transaction PostgreSQL would keep showing the statements that ran first.
     let (holder, watcher) = (connect().await, connect().await);
     holder.batch_execute("BEGIN; LOCK TABLE users").await.unwrap();
     let running = async || {
@@ -258,7 +257,7 @@ async fn abandoned_statements_are_cancelled_on_cratedb() {
     let long = Duration::from_secs(60);
     let settings = Settings { statement_timeout: long, overall_timeout: long, ..settings(&crate_db.url(), None) };
     let data = CrateDbData::start(settings.clone()).await.unwrap();
-    // The other nodes take the statements, and wait.
+    // The other nodes accept the statements, and wait.
     crate_db.freeze(0, Duration::from_secs(600));
     let running = async || crate_db.running();
     let most = most_running_while_clients_leave(&data, settings.connections, running).await;
@@ -270,7 +269,7 @@ async fn abandoned_statements_are_cancelled_on_cratedb() {
     }
 }
 
-/// Until then neither tables nor users are known, which would be lasting otherwise.
+/// Until then neither tables nor users exist, which would otherwise count as a permanent error.
 #[tokio::test(flavor = "multi_thread")]
 async fn start_waits_for_a_recovering_cratedb_cluster() {
     let crate_db = CrateStandIn::start().await;
@@ -308,7 +307,7 @@ async fn cratedb_without_a_master_is_ready_for_reads_only() {
     data.add_post(&post()).await.unwrap();
 }
 
-/// With nothing granted of `sys`, CrateDB says that there is no such schema.
+/// Without any privilege on `sys`, CrateDB reports that there is no such schema.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_applications_user_has_the_privileges_that_it_needs_in_cratedb() {
     let crate_db = CrateStandIn::start().await;
@@ -329,13 +328,13 @@ async fn the_applications_user_has_the_privileges_that_it_needs_in_cratedb() {
     for statement in asked {
         assert_eq!(client.query_typed(statement, &[]).await.unwrap().len(), 1, "{statement}");
     }
-    // Who was granted nothing is not taken to be without a master.
+    // A user without privileges does not look like a missing master.
     let data = CrateDbData::start(settings(&crate_db.url_of("stranger"), None)).await.unwrap();
     assert_eq!(data.ready().await.unwrap(), Readiness::Ready);
 }
 
-/// The other nodes answer nothing about a table until fault detection has taken the frozen one out of the cluster: who
-/// waits longer than that fails nobody.
+/// The other nodes answer nothing about a table until fault detection has removed the frozen one from the cluster: with
+/// a longer timeout than that, nobody gets an error.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_frozen_cratedb_node_is_survived_where_it_is_detected_in_time() {
     let overall = Duration::from_secs(4);
@@ -366,7 +365,7 @@ async fn a_frozen_cratedb_node_is_survived_where_it_is_detected_in_time() {
         if fails {
             crate_db.thaw(0);
         }
-        // Frozen or not, it goes on with the others.
+        // Frozen or not, it works with the others.
         let deadline = Instant::now() + Duration::from_secs(20);
         while data.add_post(&before).await.is_err() {
             assert!(Instant::now() < deadline, "it did not recover");
@@ -375,7 +374,7 @@ async fn a_frozen_cratedb_node_is_survived_where_it_is_detected_in_time() {
     }
 }
 
-// CrateDB says so after all its nodes were restarted, until they have recovered its state.
+// CrateDB reports that after a restart of all nodes, until they have recovered its state.
 #[tokio::test(flavor = "multi_thread")]
 async fn start_waits_for_missing_tables() {
     let server = Postgres::start();
@@ -393,7 +392,7 @@ async fn start_waits_for_missing_tables() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_stand_in_for_cratedb_answers_out_of_order() {
-    // Else what it is used for would prove nothing.
+    // Otherwise the tests that use the mock would prove nothing.
     let crate_db = CrateStandIn::start().await;
     let (client, connection) =
         tokio_postgres::connect(&one_node(&crate_db.url()), tokio_postgres::NoTls).await.unwrap();
@@ -424,14 +423,14 @@ async fn the_stand_in_for_cratedb_has_a_replica_that_lags_behind() {
     let writing = tokio::spawn(async move { writer.batch_execute(insert).await });
     let rows = async || reader.query_typed("SELECT id FROM users WHERE user_key = 'ann'", &[]).await.unwrap().len();
     while rows().await == 0 {}
-    // It is on one copy, where another write would find it, and not yet on the other.
+    // It is on one copy, where another write would find it, but not yet on the other.
     let (this, next) = (rows().await, rows().await);
     assert!(this + next == 1 && !writing.is_finished(), "{this}, {next}");
     writing.await.unwrap().unwrap();
     assert_eq!((rows().await, rows().await), (1, 1));
 }
 
-/// Else nobody could tell a write that is listed from one that is merged.
+/// Otherwise a listed write could not be distinguished from a merged one.
 #[tokio::test(flavor = "multi_thread")]
 async fn lists_on_the_stand_in_for_cratedb_show_only_refreshed_rows() {
     let crate_db = CrateStandIn::start().await;
@@ -448,7 +447,7 @@ async fn lists_on_the_stand_in_for_cratedb_show_only_refreshed_rows() {
     }
 }
 
-// A refresh took 241 ms on a real cluster, beside 50 for the INSERT of a post.
+// A refresh took 241 ms on a real cluster, in addition to 50 ms for the INSERT of a post.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_write_to_cratedb_is_one_statement_and_appears_in_its_authors_next_list() {
     let crate_db = CrateStandIn::start().await;
@@ -489,7 +488,7 @@ async fn a_list_of_cratedb_reads_own_rows_only_where_they_are_missing() {
         // On another page.
         (None, 2, vec![oldest], 1),
         (Some(middle), 2, vec![newest], 1),
-        // Nowhere at all: asked for, and not found.
+        // Nowhere: looked up, and not found.
         (None, 10, vec![post().cursor()], 2),
     ] {
         crate_db.take_sent();
@@ -498,7 +497,7 @@ async fn a_list_of_cratedb_reads_own_rows_only_where_they_are_missing() {
         let sent = crate_db.take_sent();
         assert_eq!(sent.len(), statements, "{own:?}: {sent:?}");
     }
-    // A page that is full keeps its length and its order.
+    // A full page keeps its length and order.
     let late = Post { created: Millis(4), ..post() };
     data.add_post(&late).await.unwrap();
     let places: Vec<_> = data.posts(None, 2, &[late.cursor()]).await.unwrap().iter().map(Post::cursor).collect();
@@ -519,7 +518,7 @@ async fn cratedb_data_keeps_the_contract_on_the_stand_in() {
     assert_eq!(crate_db.fetched(), 0, "lists were read in two phases");
 }
 
-/// Some look up members and leave again while others look up members and stay.
+/// Some look up members and leave again, while others look up members and stay.
 async fn lookups_beside_those_given_up(on: &str, data: &CrateDbData) {
     const LOOKUPS: usize = 100;
     let members: Vec<_> = (0..8).map(|_| user()).collect();
@@ -599,13 +598,13 @@ async fn cratedb_keeps_the_contract_where_there_is_one() {
     contract::run(&other, &one).await;
 }
 
-/// A URL that names the first node alone.
+/// A URL with only the first node.
 pub fn one_node(url: &str) -> String {
     let (nodes, schema) = url.rsplit_once('/').unwrap();
     format!("{}/{schema}", nodes.split(',').next().unwrap())
 }
 
-/// The same server with a schema that nobody else uses: what the tests write there is in nobody's way, theirs included.
+/// The same server with a schema of its own, so that tests do not affect each other or other users.
 pub fn in_own_schema(url: &str) -> String {
     let (server, _) = url.rsplit_once('/').expect("a URL that ends with the name of a schema");
     let schema = format!("test_{}", uuid::Uuid::new_v4().simple());

@@ -24,13 +24,13 @@ const MEMBERS: usize = 8;
 
 /// How long each part of a disturbance takes.
 struct Times {
-    /// Of `--database-statement-timeout` and `--database-timeout`.
+    /// `--database-statement-timeout` and `--database-timeout`.
     statement: Duration,
     overall: Duration,
-    /// Until a frozen node is out of the cluster: any, and the master, without which there is none from the former on.
+    /// Until a frozen node is removed from the cluster: any node, and the master (before that, there is none).
     detected: Duration,
     elected: Duration,
-    /// Until there is another master after the former has ended.
+    /// Until there is another master after the previous one has ended.
     without_master: Duration,
     hangs: Duration,
     ended: Duration,
@@ -43,7 +43,7 @@ struct Times {
 }
 
 impl Times {
-    /// Those of compose/docker-compose.yml and of the real cluster.
+    /// As in compose/docker-compose.yml and in the real cluster.
     const FULL: Self = Self {
         statement: Duration::from_secs(2),
         overall: Duration::from_secs(8),
@@ -158,11 +158,11 @@ struct Answered {
     took: Duration,
 }
 
-/// What became of the requests of all members.
+/// The results of all members' requests.
 #[derive(Default)]
 struct Outcome {
     answered: Mutex<Vec<Answered>>,
-    /// Author and text of the posts that were acknowledged.
+    /// Author and text of the acknowledged posts.
     acknowledged: Mutex<Vec<(String, String)>>,
 }
 
@@ -193,7 +193,7 @@ impl Member {
         (status, page)
     }
 
-    /// Posts, looks for the post in the lists, looks at the history, and logs in elsewhere now and then.
+    /// Posts, checks the post in the lists and the history, and sometimes logs in elsewhere.
     async fn keep_asking(&self, outcome: &Outcome, pause: Duration, stopping: watch::Receiver<bool>) {
         for round in 1.. {
             if *stopping.borrow() {
@@ -228,14 +228,14 @@ impl Member {
     }
 }
 
-/// Follows no redirect unasked.
+/// Does not follow redirects.
 fn browser() -> Client {
     tls::choose_provider();
     Client::builder().cookie_store(true).redirect(Policy::none()).no_proxy().build().unwrap()
 }
 
 impl Outcome {
-    /// The row of the table, and how many requests failed.
+    /// The row of the table, and the number of failed requests.
     fn row(&self, disturbance: Disturbance) -> (String, usize) {
         let answered = self.answered.lock().unwrap();
         let is_write = |kind| matches!(kind, Kind::Post | Kind::Login);

@@ -1,4 +1,4 @@
-//! Emulators of buckets, from PyPI: processes of the test's own on free ports, gone with the test.
+//! Emulators of buckets, from PyPI: processes of each test on free ports, ended with the test.
 
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};

@@ -1,5 +1,5 @@
-//! A PostgreSQL of the test's own, from Debian's package: a fresh cluster in a temporary folder, run by an
-//! unprivileged user (it refuses to run as root), gone with the test.
+//! A PostgreSQL for one test, from Debian's package: a fresh cluster in a temporary folder, run by an unprivileged user
+//! (it refuses to run as root), removed with the test.
 
 use std::fs;
 use std::net::Ipv4Addr;
@@ -21,7 +21,7 @@ pub struct Postgres {
     _held: TcpSocket,
 }
 
-/// A socket that never listens: a server may bind its port too, again and again, and nobody else is given it.
+/// A socket that never listens: reserves the port, while a server may still bind it, repeatedly.
 fn hold_port() -> TcpSocket {
     let held = TcpSocket::new_v4().unwrap();
     held.set_reuseaddr(true).unwrap();
@@ -32,12 +32,12 @@ fn hold_port() -> TcpSocket {
 impl Postgres {
     pub const PASSWORD: &str = "not a secret";
 
-    /// Returns once it takes connections.
+    /// Returns once it accepts connections.
     pub fn start() -> Self {
         Self::start_with("scram-sha-256")
     }
 
-    /// One that asks for no password.
+    /// One without a password.
     pub fn start_trusting() -> Self {
         Self::start_with("trust")
     }
@@ -59,7 +59,7 @@ impl Postgres {
         server
     }
 
-    /// How to reach it through `ports`.
+    /// Its URL through `ports`.
     pub fn url(&self, ports: &[u16]) -> String {
         let hosts: Vec<_> = ports.iter().map(|port| format!("127.0.0.1:{port}")).collect();
         format!("postgresql://app@{}/postgres", hosts.join(","))
@@ -87,16 +87,16 @@ impl Postgres {
         }
     }
 
-    /// Ends it and all its connections.
+    /// Stops it and ends all its connections.
     pub fn stop(&mut self) {
         if let Some(mut process) = self.process.take() {
-            // A fast shutdown: nobody is waited for.
+            // A fast shutdown, which waits for nobody.
             kill(Pid::from_raw(process.id().try_into().unwrap()), Signal::SIGINT).unwrap();
             process.wait().unwrap();
         }
     }
 
-    /// Has it insist on TLS, from now on.
+    /// Requires TLS from now on.
     pub fn require_tls(&mut self, certificate: &str, key: &str) {
         self.stop();
         let file = |name: &str| self.data().join(name);
@@ -111,7 +111,7 @@ impl Postgres {
         self.start_again();
     }
 
-    /// To the user that it runs as.
+    /// Gives the folder to the user that runs the server.
     fn give_away(&self) {
         if Uid::effective().is_root() {
             let owned = Command::new("chown").args(["-R", "nobody"]).arg(self.folder.path()).status().unwrap();
@@ -119,7 +119,7 @@ impl Postgres {
         }
     }
 
-    /// Runs a statement as its superuser.
+    /// Runs a statement as superuser.
     pub fn sql(&self, statement: &str) {
         let mut command = self.command("psql");
         command.args(["-q", "-v", "ON_ERROR_STOP=1", "-c", statement, &self.url(&[self.port])]);
@@ -131,13 +131,13 @@ impl Postgres {
         self.folder.path().join("data")
     }
 
-    /// A program of PostgreSQL, run by somebody who is not root, and ended by the kernel with the test.
+    /// A PostgreSQL program, run by an unprivileged user, and ended by the kernel together with the test.
     fn command(&self, program: &str) -> Command {
         let mut command = Command::new("setpriv");
         if Uid::effective().is_root() {
             command.args(["--reuid", "nobody", "--regid", "nogroup", "--clear-groups"]);
         }
-        // SIGQUIT: it ends at once, and its children with it.
+        // SIGQUIT ends it and its children at once.
         command.args(["--pdeathsig", "QUIT"]).arg(self.programs.join(program)).current_dir("/");
         command
     }
@@ -149,7 +149,7 @@ impl Drop for Postgres {
     }
 }
 
-/// The folder of the newest version that is installed.
+/// The folder of the newest installed version.
 fn programs() -> PathBuf {
     let versions = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
     let number =

@@ -42,12 +42,12 @@ pub struct CrateStandIn {
 }
 
 impl CrateStandIn {
-    /// With all tables, and without a lag.
+    /// With all tables, and without lag.
     pub async fn start() -> Self {
         let server = Postgres::start_trusting();
         server.sql(include_str!("../../../sql/postgres.sql"));
         server.sql(
-            // CrateDB's primary key has the partition's column in it, which PostgreSQL's tables have no use for.
+            // CrateDB's primary key includes the partition's column, which PostgreSQL's tables do not need.
             "ALTER TABLE logins ADD month BIGINT GENERATED ALWAYS AS (at_ms / 2592000000) STORED;
             CREATE UNIQUE INDEX ON logins (user_key, at_ms, id, month);
             CREATE SCHEMA sys; CREATE TABLE sys.nodes (name TEXT); CREATE TABLE sys.shards (state TEXT);
@@ -100,17 +100,17 @@ impl CrateStandIn {
         format!("postgresql://{user}@{}/doc", nodes.join(","))
     }
 
-    /// How far the replica is behind, for what is written from now on.
+    /// How long the replica lags behind for later writes.
     pub fn set_lag(&self, lag: Duration) {
         self.cluster.lag_ms.store(lag.as_millis().try_into().unwrap(), Ordering::Relaxed);
     }
 
-    /// From now on lists show nothing new, or do so again, as by itself within a second.
+    /// Lists show no new rows from now on, or show them again, as after a refresh.
     pub fn set_refreshes(&self, on: bool) {
         self.cluster.refreshes.store(on, Ordering::Relaxed);
     }
 
-    /// A node hangs. The others wait for it for as long as fault detection takes.
+    /// A node hangs. The others wait for it until fault detection removes it.
     pub fn freeze(&self, node: usize, detection: Duration) {
         *locked(&self.cluster.detected) = Instant::now() + detection;
         self.nodes[node].stall();
@@ -121,7 +121,7 @@ impl CrateStandIn {
         self.nodes[node].restore();
     }
 
-    /// A node ends: its connections break, and no new ones are taken.
+    /// A node ends: its connections break, and it accepts no new ones.
     pub fn kill(&self, node: usize) {
         self.nodes[node].cut();
     }
@@ -136,7 +136,7 @@ impl CrateStandIn {
         self.cluster.server.sql(&format!("UPDATE sys.cluster SET master_node = {node}"));
     }
 
-    /// All nodes start anew: every connection ends, and nothing is known until [`recover`](Self::recover).
+    /// All nodes restart: every connection ends, and no table is known until [`recover`](Self::recover).
     pub fn restart(&self) {
         self.cluster.recovered.store(false, Ordering::Relaxed);
         (0..NODES).for_each(|node| self.kill(node));
@@ -152,22 +152,22 @@ impl CrateStandIn {
         locked(&self.cluster.granted).push(table.to_owned());
     }
 
-    /// The statements since this was last asked, as they were sent; settings of sessions left out.
+    /// The statements since the last call, as they were sent, without session settings.
     pub fn take_sent(&self) -> Vec<String> {
         std::mem::take(&mut *locked(&self.cluster.sent))
     }
 
-    /// Statements that run, whether or not anybody waits for their answers.
+    /// The number of statements running, whether or not anybody waits for their answers.
     pub fn running(&self) -> usize {
         self.cluster.running.load(Ordering::Relaxed)
     }
 
-    /// Statements that were sent before the one before them on their connection had been answered.
+    /// The number of statements sent before the previous one on their connection had been answered.
     pub fn pipelined(&self) -> usize {
         self.cluster.pipelined.load(Ordering::Relaxed)
     }
 
-    /// Lists that were read in two phases.
+    /// The number of lists read in two phases.
     pub fn fetched(&self) -> usize {
         self.cluster.fetched.load(Ordering::Relaxed)
     }
@@ -185,17 +185,17 @@ struct Cluster {
     refreshes: AtomicBool,
     recovered: AtomicBool,
     master: AtomicBool,
-    /// When a frozen node is out of the cluster.
+    /// When a frozen node leaves the cluster.
     detected: SyncMutex<Instant>,
     granted: SyncMutex<Vec<String>>,
     sent: SyncMutex<Vec<String>>,
-    /// How to cancel what runs, by the key that a client was given.
+    /// How to cancel running statements, by the key that a client got.
     sessions: SyncMutex<HashMap<Vec<u8>, Arc<Notify>>>,
-    /// What the primary has and the replica has not, in the primary's order. Held during a write to the primary.
+    /// What the primary has and the replica lacks, in the primary's order. Locked during a write to the primary.
     writes: Mutex<mpsc::UnboundedSender<Write>>,
 }
 
-/// On its way to the replica.
+/// A write that the replica lacks.
 struct Write {
     statement: Arc<Statement>,
     due: Instant,
@@ -204,7 +204,7 @@ struct Write {
 
 const PRIMARY: &str = "postgres";
 const REPLICA: &str = "replica";
-/// What lists are read from.
+/// The schema from which lists are read.
 const SEARCHED: &str = "searched";
 
 fn locked<T>(of: &SyncMutex<T>) -> std::sync::MutexGuard<'_, T> {
@@ -231,7 +231,7 @@ async fn replicate(port: u16, mut writes: mpsc::UnboundedReceiver<Write>) {
     }
 }
 
-/// Counts a statement for as long as it runs.
+/// Counts a statement while it runs.
 struct Running(Arc<Cluster>);
 
 impl Running {
@@ -248,7 +248,7 @@ impl Drop for Running {
 }
 
 impl Cluster {
-    /// Why a user may not have a statement answered now.
+    /// Why a user's statement cannot be answered now.
     fn refusal(&self, user: &str, statement: &str) -> Option<Vec<Message>> {
         let asks_sys = statement.split_once("FROM sys.").map(|(_, rest)| rest.split(' ').next().unwrap_or_default());
         let is_granted = |table: &str| locked(&self.granted).iter().any(|granted| granted == table);
@@ -281,7 +281,7 @@ impl Cluster {
         sleep_until(detected).await;
         let verb = text.split(' ').next().unwrap_or_default().to_uppercase();
         match verb.as_str() {
-            // One that lists or counts, or gives several keys as one value.
+            // A list or count, or several keys as one value.
             "SELECT" if ["ORDER BY", "ANY("].iter().any(|word| text.contains(word)) || !text.contains("WHERE") => {
                 run(port, SEARCHED, &statement).await
             }
@@ -309,7 +309,7 @@ impl Cluster {
     }
 }
 
-/// One client.
+/// Serves one client.
 async fn serve(stream: TcpStream, cluster: Arc<Cluster>) -> io::Result<()> {
     let (mut from, mut to) = stream.into_split();
     let user = loop {
@@ -338,7 +338,7 @@ async fn serve(stream: TcpStream, cluster: Arc<Cluster>) -> io::Result<()> {
     let (sender, mut statements) = mpsc::unbounded_channel();
     tokio::spawn(read_statements(from, sender));
     let mut fetches = true;
-    // Those that run, or are done and wait for one that came later.
+    // Those that run, or are done and wait for an earlier one.
     let mut unanswered: Vec<JoinHandle<io::Result<Vec<Message>>>> = Vec::new();
     loop {
         tokio::select! {
@@ -379,7 +379,7 @@ const ANOTHER_MAY_COME: Duration = Duration::from_millis(2);
 struct Statement {
     text: String,
     messages: Vec<Message>,
-    /// Whether the first message was added here: a `Parse` that the client sent on its own.
+    /// Whether the first message was added here: a `Parse` that the client sent separately.
     parsed_before: bool,
 }
 
@@ -399,7 +399,7 @@ async fn read_statements(mut from: OwnedReadHalf, to: mpsc::UnboundedSender<Stat
         if !is_end {
             continue;
         }
-        // A `Bind` names a portal and then the statement.
+        // A `Bind` names a portal, then the statement.
         let bound = messages.iter().find(|message| message.tag == b'B').map(|bind| bind.string(1).to_vec());
         let parsed_before = messages[0].tag != b'P';
         if let Some(parse) = bound.filter(|_| parsed_before).and_then(|name| prepared.get(&name)) {
@@ -419,8 +419,8 @@ async fn read_statements(mut from: OwnedReadHalf, to: mpsc::UnboundedSender<Stat
     }
 }
 
-/// In `ON CONFLICT … DO UPDATE SET a = a`, CrateDB takes the second `a` for that of the row that is there, and no other
-/// form; PostgreSQL wants it with its table.
+/// In `ON CONFLICT … DO UPDATE SET a = a`, CrateDB reads the second `a` as that of the existing row, and accepts no
+/// other form; PostgreSQL requires the table's name.
 fn with_table_named(parse: &Message) -> Message {
     let [name, query, types] = parse.body().splitn(3, |&byte| byte == 0).collect::<Vec<_>>()[..] else {
         return parse.clone();
@@ -434,7 +434,7 @@ fn with_table_named(parse: &Message) -> Message {
     Message::new(b'P', &[name, named.as_bytes(), types].join(&0))
 }
 
-/// Runs a statement on a connection of its own.
+/// Runs a statement on a separate connection.
 async fn run(port: u16, database: &str, statement: &Statement) -> io::Result<Vec<Message>> {
     let (mut from, mut to, _) = connect(port, database).await?;
     write(&mut to, &statement.messages).await?;
@@ -445,7 +445,7 @@ async fn run(port: u16, database: &str, statement: &Statement) -> io::Result<Vec
     Ok(answer)
 }
 
-/// A connection to PostgreSQL, and what that said to begin with.
+/// A connection to PostgreSQL, and its first messages.
 async fn connect(port: u16, database: &str) -> io::Result<(OwnedReadHalf, OwnedWriteHalf, Vec<Message>)> {
     let (mut from, mut to) = TcpStream::connect(("127.0.0.1", port)).await?.into_split();
     let mut startup = PROTOCOL_3.to_be_bytes().to_vec();
@@ -466,14 +466,14 @@ fn refused(code: &str, message: &str) -> Vec<Message> {
     vec![Message::new(b'E', body.as_bytes()), Message::new(b'Z', b"I")]
 }
 
-/// What a client says of itself when it connects.
+/// A parameter that a client sends when it connects.
 fn parameter(startup: &[u8], name: &str) -> String {
     let mut words = startup.split(|&byte| byte == 0);
     words.find(|word| *word == name.as_bytes());
     String::from_utf8_lossy(words.next().unwrap_or_default()).into_owned()
 }
 
-/// The code of a first message, which has no tag, and what follows it.
+/// The code of a first message, which has no tag, and the rest of it.
 async fn read_startup(from: &mut OwnedReadHalf) -> io::Result<(u32, Vec<u8>)> {
     let length = from.read_u32().await?;
     let code = from.read_u32().await?;
@@ -482,7 +482,7 @@ async fn read_startup(from: &mut OwnedReadHalf) -> io::Result<(u32, Vec<u8>)> {
     Ok((code, rest))
 }
 
-/// All up to `ReadyForQuery`.
+/// Reads up to `ReadyForQuery`.
 async fn read_answer(from: &mut OwnedReadHalf) -> io::Result<Vec<Message>> {
     let mut answer = Vec::new();
     loop {
@@ -527,7 +527,7 @@ impl Message {
         &self.bytes[5..]
     }
 
-    /// The string at `place` of those that the body begins with.
+    /// The string with this index among those at the start of the body.
     fn string(&self, place: usize) -> &[u8] {
         self.body().split(|&byte| byte == 0).nth(place).unwrap_or_default()
     }

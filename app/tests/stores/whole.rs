@@ -1,5 +1,5 @@
-//! The whole site as it runs in production: processes that share a Redis Cluster, a database and a bucket, and nothing
-//! on any disk of theirs.
+//! The whole site as in production: processes that share a Redis Cluster, a database and a bucket, and store nothing on
+//! their own disks.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Cursor};
@@ -23,7 +23,7 @@ pub struct Instance {
     pub url: String,
 }
 
-/// What instances share.
+/// The stores shared by the instances.
 pub struct Shared {
     folder: tempfile::TempDir,
     redis: RedisCluster,
@@ -40,7 +40,7 @@ impl Shared {
     pub fn start(data: Data) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let redis = RedisCluster::start(Options { replicas_of_each: 0, ..Options::default() });
-        // With the line end that an editor leaves.
+        // With a line end, as editors write it.
         fs::write(folder.path().join("redis-password"), format!("{}\n", Options::default().password)).unwrap();
         fs::write(folder.path().join("database-password"), Postgres::PASSWORD).unwrap();
         Self { folder, redis, bucket: Emulator::s3(), data }
@@ -55,7 +55,7 @@ impl Shared {
         command.args(["--redis-timeout", "3s", "--media", "s3://pictures/site"]);
         // Nothing may be written here.
         command.args(["--data-dir", "/proc/nowhere"]);
-        // One address fails again and again: see `races`.
+        // One address fails very often: see `races`.
         let login = ["--login-failures", "--login-failures-per-account", "--login-failures-per-address"];
         for flag in login.into_iter().chain(["--signups-per-address"]) {
             command.args([flag, "1000"]);
@@ -95,7 +95,7 @@ impl Drop for Instance {
     }
 }
 
-/// A browser that follows no redirect unasked.
+/// A browser that does not follow redirects by itself.
 struct Browser(Client);
 
 impl Browser {
@@ -118,7 +118,7 @@ async fn read(response: Response) -> (u16, String) {
     (response.status().as_u16(), response.text().await.unwrap())
 }
 
-/// Somebody signs up at one instance, posts a picture at another, and everyone sees it.
+/// A member signs up at one instance, posts a picture at another, and everyone sees it.
 async fn tour(shared: &Shared) {
     let (web1, web2) = (shared.instance("web1"), shared.instance("web2"));
     let browser = Browser::new();
@@ -136,7 +136,7 @@ async fn tour(shared: &Shared) {
     assert_eq!(request.send().await.unwrap().status(), 303);
     let (_, posts) = browser.get(&web1, "/posts/").await;
     assert!(posts.contains(&format!("From {name}")), "{posts}");
-    // Others find it a moment later.
+    // Others see it a moment later.
     let stranger = Browser::new();
     let deadline = Instant::now() + Duration::from_secs(20);
     while !stranger.get(&web1, "/posts/").await.1.contains(&format!("From {name}")) {
@@ -172,7 +172,7 @@ async fn the_whole_site_runs_on_stores_of_the_network() {
     let mut shared = Shared::start(Data::Postgres(Postgres::start()));
     tour(&shared).await;
 
-    // Without Redis, pages that need no session are there; those that do say so, within the limit, and come back.
+    // Without Redis, pages that need no session work; the others report an error in time, and recover.
     let (web1, browser) = (shared.instance("web1"), Browser::new());
     let credentials = [("name", "ann"), ("password", "correct horse battery")];
     assert_eq!(browser.post(&web1, "/accounts/signup/", &credentials).await.0, 303);
@@ -210,7 +210,7 @@ async fn the_whole_site_runs_on_the_stand_in_for_cratedb() {
     assert_eq!(crate_db.fetched(), 0, "lists were read in two phases");
 }
 
-/// Of two who want one name at once, one gets it. And no answer meant for a client that has left is another's.
+/// If two members request the same name at once, one gets it. And no answer for a client that has left goes to another.
 async fn races(shared: &Shared) {
     let (web1, web2) = (shared.instance("web1"), shared.instance("web2"));
     let (browser, other) = (Browser::new(), Browser::new());

@@ -1,4 +1,4 @@
-//! The HTTP/1.1 codec from outside: properties over generated messages, and agreement with another parser.
+//! Tests of the HTTP/1.1 codec from outside: properties of generated messages, and comparison with another parser.
 
 mod properties;
 mod reference;

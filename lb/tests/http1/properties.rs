@@ -1,5 +1,5 @@
-//! What must hold for any bytes at all, checked by the property tests and the fuzz targets alike: the verdict does not
-//! depend on how the bytes were cut, and what is written reads back as what was understood.
+//! What must hold for any bytes, checked by property tests and fuzz targets: the result does not depend on how the
+//! bytes are split, and what is written is read back in the same way.
 
 #![allow(dead_code, reason = "each includer uses some")]
 
@@ -29,7 +29,7 @@ fn largest() -> Limits {
         .with_ambiguous_names(AmbiguousNames::Pass)
 }
 
-/// Lengths of ever longer prefixes of `len` bytes, `step` apart.
+/// The lengths of increasing prefixes of `len` bytes, `step` apart.
 fn prefixes(len: usize, step: usize) -> impl Iterator<Item = usize> {
     (step..len).step_by(step).chain([len])
 }
@@ -40,7 +40,7 @@ fn owned<'a>(fields: impl Iterator<Item = (&'a [u8], &'a [u8])>) -> Lines {
     fields.map(|(name, value)| (name.to_vec(), value.to_vec())).collect()
 }
 
-/// What is left of `lines` once those that are written anew are taken out.
+/// The lines that remain after removing those that are written anew.
 fn passed_on(lines: &Lines, also: &[Name], framing: Framing) -> Lines {
     const OWN: [Name; 9] = [
         Name::Connection,
@@ -58,7 +58,7 @@ fn passed_on(lines: &Lines, also: &[Name], framing: Framing) -> Lines {
     lines.iter().filter(|(name, _)| kept(Name::of(name))).cloned().collect()
 }
 
-/// All that a request head says, for comparison.
+/// The content of a request head, for comparison.
 fn request_facts(head: &RequestHead, buf: &[u8]) -> String {
     let fields = owned(head.fields().iter(buf));
     format!(
@@ -78,7 +78,7 @@ fn request_facts(head: &RequestHead, buf: &[u8]) -> String {
     )
 }
 
-/// Checks everything about `data` as the start of a request.
+/// Checks all properties of `data` as the start of a request.
 pub fn request_holds(data: &[u8]) {
     for limits in limits() {
         request_holds_within(data, &limits);
@@ -115,7 +115,7 @@ fn request_holds_within(data: &[u8], limits: &Limits) {
     }
 }
 
-/// Checks that `data`, read in two pieces, means what it does in one, wherever the cut is.
+/// Checks that `data` read in two pieces gives the same result as in one, for every split.
 pub fn request_holds_at_every_cut(data: &[u8]) {
     let limits = Limits::default();
     let mut whole = RequestHead::default();
@@ -208,7 +208,7 @@ fn response_facts(head: &ResponseHead, buf: &[u8]) -> String {
     )
 }
 
-/// Checks everything about `data` as the start of a response.
+/// Checks all properties of `data` as the start of a response.
 pub fn response_holds(data: &[u8]) {
     for limits in limits() {
         for method in [Method::Get, Method::Head] {
@@ -244,7 +244,7 @@ fn response_holds_within(data: &[u8], method: Method, limits: &Limits) {
     }
 }
 
-/// Checks that `data`, read in two pieces, means what it does in one, wherever the cut is.
+/// Checks that `data` read in two pieces gives the same result as in one, for every split.
 pub fn response_holds_at_every_cut(data: &[u8]) {
     let limits = Limits::default();
     let mut whole = ResponseHead::default();
@@ -287,7 +287,7 @@ fn response_reads_back(head: &ResponseHead, data: &[u8], method: Method, client:
     assert_eq!(before, after);
 }
 
-/// What a decoder made of some bytes.
+/// The result of a decoder.
 #[derive(Debug, PartialEq, Eq)]
 struct Decoded {
     data: Vec<u8>,
@@ -313,7 +313,7 @@ fn decode_pieces<'a>(pieces: impl Iterator<Item = &'a [u8]>, limits: chunked::Li
                     taken += progress.consumed;
                     rest = &rest[progress.consumed..];
                 }
-                // Where it failed is not told, so what was taken is not compared.
+                // The position of the failure is not reported, so the decoded bytes are not compared.
                 Err(bad) => return Decoded { data, trailers: Vec::new(), taken: 0, end: Err(bad) },
             }
         }
@@ -321,7 +321,7 @@ fn decode_pieces<'a>(pieces: impl Iterator<Item = &'a [u8]>, limits: chunked::Li
     Decoded { data, trailers: decoder.trailers().to_vec(), taken, end: Ok(decoder.is_done()) }
 }
 
-/// Checks everything about `data` as chunked content, and as data to be chunked.
+/// Checks all properties of `data` as chunked content, and as data to be chunked.
 pub fn chunked_holds(data: &[u8]) {
     for limits in [chunked::Limits::default(), chunked::Limits::new(8, 24), chunked::Limits::new(0, 0)] {
         let whole = decode(data, data.len().max(1), limits);
@@ -335,7 +335,7 @@ pub fn chunked_holds(data: &[u8]) {
     reads_back_chunked(data, b"");
 }
 
-/// Checks that `data`, decoded in two pieces, means what it does in one, wherever the cut is.
+/// Checks that `data` decoded in two pieces gives the same result as in one, for every split.
 pub fn chunked_holds_at_every_cut(data: &[u8]) {
     let limits = chunked::Limits::default();
     let whole = decode_pieces([data].into_iter(), limits);

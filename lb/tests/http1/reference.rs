@@ -1,4 +1,5 @@
-//! Truth from elsewhere: whatever we accept, `httparse` reads the same way. It is laxer, so the reverse does not hold.
+//! A comparison: `httparse` reads everything that we accept in the same way. It is more lenient, so the reverse does
+//! not hold.
 
 use evenkeel::http::h1::head::RequestHead;
 use evenkeel::http::h1::response::ResponseHead;
@@ -17,7 +18,7 @@ fn fields_agree<'a>(ours: impl Iterator<Item = (&'a [u8], &'a [u8])>, theirs: &[
     assert_eq!(ours, theirs);
 }
 
-/// HTTP/1.2 and later is 1.1 to us (RFC 9110 §2.5) and an error to `httparse`.
+/// HTTP/1.2 and later count as 1.1 here (RFC 9110 §2.5), but are an error for `httparse`.
 fn knows_version(verdict: httparse::Result<usize>) -> bool {
     verdict != Err(httparse::Error::Version)
 }
@@ -62,7 +63,7 @@ fn response_agrees(bytes: &[u8]) -> bool {
     true
 }
 
-/// Field lines of names and values without the ones that need to make sense together.
+/// Field lines of names and values, without fields that must be consistent with others.
 fn field_lines() -> impl Strategy<Value = String> {
     let name = "[A-Za-z0-9!#$%&'*+.^_`|~-]{1,12}".prop_map(|name| format!("X{name}"));
     let value = "[ \\t]{0,2}[!-~\u{e9}]{0,3}[ -~\\t]{0,20}";

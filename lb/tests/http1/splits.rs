@@ -1,4 +1,4 @@
-//! The properties of [`properties`] over generated messages: sound ones with odd pieces put in.
+//! The properties of [`properties`] for generated messages: valid ones with unusual pieces inserted.
 
 use super::properties;
 
@@ -100,7 +100,7 @@ const CHUNK_PIECES: &[&str] = &[
     "X : y\r\n",
 ];
 
-/// A head of a first line and some fields, with a byte anywhere replaced now and then.
+/// A head with a first line and some fields, sometimes with one byte replaced.
 fn head(first_lines: &'static [&'static str]) -> impl Strategy<Value = Vec<u8>> {
     let fields = vec(select(FIELDS), 0..8);
     let slip = proptest::option::weighted(0.3, (any::<prop::sample::Index>(), any::<u8>()));

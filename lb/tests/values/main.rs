@@ -1,11 +1,11 @@
-//! Texts with variables, expressions and tables: what holds for all of them, and what nginx says.
+//! Texts with variables, expressions and tables: properties, and comparison with nginx.
 
 mod nginx;
 mod properties;
 
 use proptest::prelude::*;
 
-/// Pieces of values and expressions, so that many of those made of them can be read.
+/// Pieces of values and expressions, so that many combinations of them are valid.
 const PIECES: &[&str] = &[
     "/",
     "/a",

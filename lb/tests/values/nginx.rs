@@ -1,5 +1,5 @@
-//! Tables, expressions, look-ups and escaping as nginx does them: the same tables and the same requests, and the values
-//! must be the same. What is meant to differ is left out, and told in docs/values.md.
+//! Tables, expressions, look-ups and escaping, compared with nginx: the same tables and requests must give the same
+//! values. Intended differences are omitted here and documented in docs/values.md.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -13,10 +13,10 @@ use evenkeel::value::table::{Percent, Tables, Written, WrittenCases};
 use evenkeel::value::variable::Variable;
 use evenkeel::value::{Facts, Phase, Presence, Scope, Value};
 
-/// How long nginx may take to start or to stop.
+/// The time nginx may take to start or to stop.
 const LIMIT: Duration = Duration::from_secs(20);
 
-/// What one request has that values ask for.
+/// The parts of a request that values use.
 #[derive(Debug, Clone, Default)]
 struct Request {
     /// Path and query.
@@ -82,7 +82,7 @@ fn directive(table: &Written) -> String {
     }
 }
 
-/// Expressions as operators write them, and odd ones.
+/// Expressions as operators write them, and unusual ones.
 const EXPRESSIONS: &[&str] = &[
     r"\.(css|js)$",
     r"(?i)\.(PNG|jpe?g)$",
@@ -242,7 +242,7 @@ fn requests() -> Vec<Request> {
             all.push(Request { target: target.to_owned(), fields: cookies.chain(others).collect() });
         }
     }
-    // Since 1.23, nginx joins the values of a field that comes twice; before, it took the first one.
+    // Since 1.23, nginx joins the values of a repeated field; before, it took the first one.
     if !Nginx::joins_fields() {
         all.iter_mut().for_each(|request| {
             let mut names = std::collections::HashSet::new();
@@ -292,7 +292,7 @@ struct Nginx {
 }
 
 impl Nginx {
-    /// Starts it with directives within `http { … }` and within its `location / { … }`.
+    /// Starts it with directives in `http { … }` and in `location / { … }`.
     fn start(http: &str, location: &str) -> Self {
         let directory = tempfile::tempdir().expect("a temporary folder");
         let path = |name: &str| directory.path().join(name).display().to_string();
@@ -347,7 +347,7 @@ impl Nginx {
         minor.is_none_or(|minor| minor >= 23)
     }
 
-    /// Ends it gracefully, so that all is written.
+    /// Stops it gracefully, so that everything is written.
     fn stop(mut self) -> tempfile::TempDir {
         let asked = Command::new("nginx")
             .args(["-s", "quit", "-p"])

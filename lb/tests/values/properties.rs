@@ -1,5 +1,5 @@
-//! What holds for all values and expressions, whatever an operator writes and a client sends. Used by the fuzz target
-//! `value` too.
+//! What holds for all values and expressions, whatever an operator writes and a client sends. Also used by the fuzz
+//! target `value`.
 
 use evenkeel::value::encode::Escape;
 use evenkeel::value::pattern::{Case, Pattern};
@@ -7,7 +7,7 @@ use evenkeel::value::table::Tables;
 use evenkeel::value::variable::Variable;
 use evenkeel::value::{Facts, Phase, Presence, Scope, Value};
 
-/// Text and data, apart by the first line break.
+/// Text and data, separated by the first line break.
 #[allow(dead_code, reason = "only the fuzz target has them in one")]
 pub fn both_hold(input: &[u8]) {
     let end = input.iter().position(|&byte| byte == b'\n').unwrap_or(input.len());
@@ -17,7 +17,7 @@ pub fn both_hold(input: &[u8]) {
     pattern_holds(text, data);
 }
 
-/// A client that sends `data` wherever it can choose anything at all.
+/// A client that sends `data` wherever it has a choice.
 struct Client<'a>(&'a [u8]);
 
 impl Facts for Client<'_> {
@@ -34,7 +34,7 @@ impl Facts for Client<'_> {
     }
 }
 
-/// A client that names no host, to a site without a name of its own.
+/// A client without a host, for a site without a name.
 struct Nameless<'a>(Client<'a>);
 
 impl Facts for Nameless<'_> {
@@ -75,7 +75,7 @@ pub fn value_holds(text: &str, data: &[u8]) {
         assert!(host.is_none_or(|host| !host.is_empty()), "{}", String::from_utf8_lossy(location));
     }
     if value.check_location(&Tables::default()).is_ok() {
-        // Whatever the client sends, it is sent to the same host, or to one below the same domain.
+        // Whatever the client sends, the redirect leads to the same host, or to one below the same domain.
         let of_nobody = written(&|out| _ = value.write_location(&Client(b""), out));
         let (host, of_nobody) = (authority(&location), authority(&of_nobody));
         let is_same = host == of_nobody || host.zip(of_nobody).is_some_and(|(a, b)| is_below_one_domain(&a, &b));
@@ -94,7 +94,7 @@ pub fn value_holds(text: &str, data: &[u8]) {
     }
 }
 
-/// The host that a browser goes to; `None`: the same one. It takes `\` for `/`.
+/// The host to which a browser goes; `None`: the same one. Browsers read `\` as `/`.
 fn authority(location: &[u8]) -> Option<Vec<u8>> {
     let colon = location.windows(3).position(|window| window == b"://")?;
     if location[..colon].iter().any(|byte| matches!(byte, b'/' | b'?' | b'#')) {
@@ -105,7 +105,7 @@ fn authority(location: &[u8]) -> Option<Vec<u8>> {
     Some(rest[..end].to_vec())
 }
 
-/// Whether two authorities have the same end, which is a domain name of two labels or more.
+/// Whether two authorities have the same end, which is a domain name of at least two labels.
 fn is_below_one_domain(a: &[u8], b: &[u8]) -> bool {
     let length = a.iter().rev().zip(b.iter().rev()).take_while(|(a, b)| a == b).count();
     let end = String::from_utf8_lossy(&a[a.len() - length..]).into_owned();
@@ -123,7 +123,7 @@ pub fn pattern_holds(text: &str, data: &[u8]) {
             .build()
             .expect("translated into what regex reads");
         let is_match = pattern.is_match(data);
-        // Guards take away from it, and nothing adds to it.
+        // Guards only restrict it, and nothing extends it.
         assert!(!is_match || translated.is_match(data), "{text}");
         assert!(!pattern.is_plain() || is_match == translated.is_match(data), "{text}");
         let groups = pattern.captures(data);

@@ -121,11 +121,6 @@ impl Sockets {
         Ok(())
     }
 
-    /// Adds a listening Unix socket, by the path at which clients find it. Its file is not removed at the end.
-    pub fn add_unix(&mut self, path: &Path, socket: UnixListener) {
-        self.insert(SocketAddress::Unix(path.into()), Socket::Unix(socket), None);
-    }
-
     /// Binds a Unix socket, whose file is removed at the end. `process`: the user and group that the process will have.
     pub(crate) fn bind_unix(&mut self, path: &Arc<Path>, rights: &SocketFileRights, process: Ids) -> io::Result<()> {
         let mut listening = BoundUnix::new(path, 1, rights, process)?.listen()?;

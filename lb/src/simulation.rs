@@ -380,7 +380,9 @@ fn note_shed(link: &Arc<Link>) {
     book::with(|book| {
         for exchange in &mut book.exchanges {
             let is_on_it = exchange.client.as_ref().is_some_and(|client| Arc::ptr_eq(client, link));
-            exchange.is_shed |= is_on_it && read < exchange.up_to;
+            if is_on_it {
+                exchange.shed_at = Some(read);
+            }
         }
     });
 }
@@ -434,7 +436,7 @@ fn take_down(asked: &mut Asked, is_client_at_fault: bool, reads_late: bool, is_s
             attempts: Vec::new(),
             is_client_at_fault,
             is_overtaken: false,
-            is_shed: false,
+            shed_at: None,
             reads_late,
             answer: None,
             written: 0,
@@ -658,9 +660,10 @@ fn finish(world: &World, end: End) {
                 return Some(format!("exchange {} has {status} from a route that answers 418", exchange.asked.id));
             }
             let sound = exchange.attempts.iter().position(|attempt| attempt.is_sound);
-            if let (Some(attempt), false) =
-                (sound, exchange.is_client_at_fault || book.may_be_taken_back(exchange) || exchange.is_shed)
-                && exchange.answer != Some(Answer::Backend { attempt })
+            if let (Some(attempt), false) = (
+                sound,
+                exchange.is_client_at_fault || book.may_be_taken_back(exchange) || exchange.may_be_lost_to_others(),
+            ) && exchange.answer != Some(Answer::Backend { attempt })
             {
                 return Some(format!(
                     "exchange {} went wrong though nobody did: {:?}, but {:?}, {:?}",

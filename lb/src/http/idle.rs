@@ -66,6 +66,8 @@ pub(crate) fn take(server: Incarnation, transport: &Arc<Transport>, header: &[u8
             let Idle { mut connection, until } = server.idle.remove(index);
             connections.count -= 1;
             if now < until && connection.socket.is_quiet() {
+                #[cfg(test)]
+                connection.socket.reuse();
                 return Some(connection);
             }
         }

@@ -177,6 +177,16 @@ impl Io {
         }
     }
 
+    /// Tells a simulation that the connection has been chosen for another request.
+    #[cfg(test)]
+    pub fn reuse(&self) {
+        match self {
+            Self::Pipe(pipe) => pipe.reuse(),
+            Self::Tls(tls) => tls.get_ref().0.reuse(),
+            _ => {}
+        }
+    }
+
     /// Reads without waiting. Costs no system call while the runtime was not notified of readiness. Not possible under
     /// TLS.
     pub fn try_read(&self, buffer: &mut [u8]) -> io::Result<usize> {

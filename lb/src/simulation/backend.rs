@@ -207,9 +207,6 @@ async fn serve(backend: usize, head: &Head, source: &mut Source, end: &Rc<End>, 
         Rest::ReadsMeanwhile | Rest::Closes => {}
     }
     let keeps = is_read && !response.closes && response.framing != Framing::UntilClose && !response.overflows;
-    if keeps && source.rest().is_empty() && link.flow(0).unread() == 0 {
-        link.watch();
-    }
     keeps.then_some(())
 }
 

@@ -111,9 +111,8 @@ pub(super) struct Exchange {
     pub is_client_at_fault: bool,
     /// More requests were sent behind it before its response had come.
     pub is_overtaken: bool,
-    /// The client's connection was closed to make room for others while the client was still sending. As after any
-    /// lingering close that ends early, a reset may then take the end of the response.
-    pub is_shed: bool,
+    /// How much the client's connection had brought when it was closed to make room for others.
+    pub shed_at: Option<u64>,
     /// The client reads only when it has written.
     pub reads_late: bool,
     /// The client has had a response to its end; `None`: from the balancer itself.
@@ -249,6 +248,15 @@ impl Book {
         let mut from_it_on = self.exchanges.iter().skip(exchange.asked.id as usize);
         let stops = self.sights & (1 << Sight::GracefulStop as u32) != 0;
         exchange.is_overtaken && (stops || from_it_on.any(|other| is_on_it(other) && other.asked.is_http10))
+    }
+}
+
+impl Exchange {
+    /// Whether the response may be lost though it was sent, because the client's connection was closed to make room while the
+    /// client was still sending this request, or others behind it. As after any lingering close that ends early, a reset may
+    /// then take the end of the response.
+    pub fn may_be_lost_to_others(&self) -> bool {
+        self.shed_at.is_some_and(|read| read < self.up_to || self.is_overtaken)
     }
 }
 

@@ -344,7 +344,7 @@ fn may_be_cut_off(plan: &Plan, asked: &Asked) -> bool {
         let exchange = &book.exchanges[asked.id as usize];
         // Who reads late may have taken nothing for too long.
         let deviates = plan.reads_late || exchange.is_client_at_fault;
-        deviates || exchange.is_shed || book.is_cut || book.may_be_taken_back(exchange)
+        deviates || exchange.may_be_lost_to_others() || book.is_cut || book.may_be_taken_back(exchange)
     })
 }
 

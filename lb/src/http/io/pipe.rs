@@ -39,7 +39,7 @@ pub(crate) fn set_tracer(tracer: Option<fn(String)>) {
     TRACER.set(tracer);
 }
 
-/// Reports to `observer` when the first end of a [watched](Link::watch) connection is written to.
+/// Reports to `observer` when a connection is [chosen again](Pipe::reuse).
 pub(crate) fn set_observer(observer: Option<Observer>) {
     OBSERVER.set(observer);
 }
@@ -62,7 +62,6 @@ pub struct Link {
 
 #[derive(Debug)]
 struct State {
-    is_watched: bool,
     /// Indexed by the side that writes into it.
     directions: [Direction; 2],
     whims: Whims,
@@ -119,11 +118,6 @@ impl Flow {
 impl Link {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Reports the next bytes from the first end to the observer.
-    pub fn watch(&self) {
-        self.state().is_watched = true;
     }
 
     /// The direction into which `side` writes.
@@ -206,13 +200,18 @@ impl Whims {
 impl Pipe {
     /// Both ends of a connection.
     pub fn pair(name: String, tag: usize, whims: Whims) -> (Self, Self) {
-        let state = State { is_watched: false, directions: Default::default(), whims };
+        let state = State { directions: Default::default(), whims };
         let link = Arc::new(Link { name, tag, state: Mutex::new(state) });
         (Self { link: Arc::clone(&link), side: 0 }, Self { link, side: 1 })
     }
 
     pub fn link(&self) -> &Arc<Link> {
         &self.link
+    }
+
+    /// Reports to the observer that the connection has been chosen for another request. Its bytes may come later.
+    pub fn reuse(&self) {
+        OBSERVER.with_borrow(|observer| observer.iter().for_each(|observer| observer(&self.link)));
     }
 
     /// Reads into `buffer`; 0: the other side has closed.
@@ -255,9 +254,6 @@ impl Pipe {
     /// Writes some of `bytes` and returns how many.
     pub fn write(&self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let mut state = self.link.state();
-        if self.side == 0 && std::mem::take(&mut state.is_watched) {
-            OBSERVER.with_borrow(|observer| observer.iter().for_each(|observer| observer(&self.link)));
-        }
         let State { directions, whims, .. } = &mut *state;
         let [outgoing, incoming] = Self::ends(directions, self.side);
         if outgoing.has_ended {

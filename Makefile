@@ -94,9 +94,9 @@ bench-selection: tools-demo
 bench-instructions: tools-demo
 	sh tests/bench/instructions --check
 
-## properties, simulate, fuzz and mutants, each with its time: hours
+## properties, simulate, fuzz, mutants, and mutants of what has changed since SINCE (main), each with its time: hours
 full:
-	@for part in properties simulate fuzz mutants; do \
+	@for part in properties simulate fuzz 'mutants SINCE=' 'mutants SINCE=$(or $(SINCE),main)'; do \
 		start=$$(date +%s); \
 		$(MAKE) $$part || exit 1; \
 		echo "$$part took $$(($$(date +%s) - start)) seconds"; \
@@ -127,15 +127,18 @@ endif
 
 ## Mutants of the pure modules that no unit test kills; SINCE=main of what has changed since
 MUTANTS ?= balance balance/* exchange/headers failure health/* site/hosts site/routes sticky
+# Only unit tests are built and run.
+MUTATE = cargo mutants --package evenkeel --cargo-arg=--lib --output target
 mutants: tools-demo
 	@cargo mutants --version >/dev/null 2>&1 || { echo "cargo-mutants is missing: cargo install --locked cargo-mutants"; exit 1; }
-ifdef SINCE
-	git diff $(SINCE) >target/since.diff
-	cargo mutants --package evenkeel --in-diff target/since.diff --output target -- --lib
+ifneq ($(SINCE),)
+	mkdir -p target
+	git diff --merge-base $(SINCE) >target/since.diff
+	$(MUTATE) --in-diff target/since.diff
 else
 	@# cargo-mutants passes over a file that is not there.
 	@ls $(patsubst %,lb/src/%.rs,$(MUTANTS)) >/dev/null
-	cargo mutants --package evenkeel $(patsubst %,--file 'lb/src/%.rs',$(MUTANTS)) --output target -- --lib
+	$(MUTATE) $(patsubst %,--file 'lb/src/%.rs',$(MUTANTS))
 endif
 
 ## The codecs of HTTP/1.1 and HTTP/2, values and expressions against arbitrary bytes, a minute for each

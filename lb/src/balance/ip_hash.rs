@@ -36,13 +36,13 @@ impl Ring {
     /// The ring for these addresses and weights.
     pub fn of<'a>(parts: impl Iterator<Item = (&'a BackendAddress, Weight)>) -> Self {
         let parts: Box<[_]> = parts.map(|(address, weight)| (address.clone(), weight)).collect();
-        let total = parts.iter().map(|(_, weight)| u64::from(weight.as_u32())).sum::<u64>() * POINTS_PER_WEIGHT;
+        let weights = parts.iter().map(|(_, weight)| u64::from(weight.as_u32())).sum::<u64>();
         // The winner among equal hashes must not depend on the order of the configuration, so the address decides.
         let mut by_address: Vec<(BackendIndex, &(BackendAddress, Weight))> = (0..).zip(&parts).collect();
         by_address.sort_by_key(|(_, (address, _))| address.as_str());
-        let mut points = Vec::with_capacity(total.min(MAX_POINTS) as usize);
+        let mut points = Vec::with_capacity((weights * POINTS_PER_WEIGHT).min(MAX_POINTS) as usize);
         for (index, (address, weight)) in by_address {
-            points.extend(hashes(address).take(points_of(*weight, total) as usize).map(|hash| (hash, index)));
+            points.extend(hashes(address).take(points_of(*weight, weights) as usize).map(|hash| (hash, index)));
         }
         points.sort_by_key(|&(hash, _)| hash);
         points.dedup_by_key(|&mut (hash, _)| hash);
@@ -79,9 +79,10 @@ impl Balance for IpHash {
     }
 }
 
-/// The number of points of a backend, if all would have `total` without a limit.
-fn points_of(weight: Weight, total: u64) -> u64 {
+/// The number of points of a backend. `weights` is the sum of all backends'.
+fn points_of(weight: Weight, weights: u64) -> u64 {
     let points = u64::from(weight.as_u32()) * POINTS_PER_WEIGHT;
+    let total = weights * POINTS_PER_WEIGHT;
     if total > MAX_POINTS { (points * MAX_POINTS / total).max(1) } else { points }
 }
 
@@ -175,10 +176,41 @@ mod tests {
     }
 
     #[test]
+    fn a_hash_leads_to_the_point_at_it_or_the_next_one() {
+        let ring = Ring { points: [(10, 0), (20, 1), (30, 2)].into(), parts: Box::default() };
+        for (hash, expected) in [(0, 0), (10, 0), (11, 1), (20, 1), (30, 2), (31, 0)] {
+            assert_eq!(ring.find(hash, |_| true), Some(expected), "{hash}");
+        }
+    }
+
+    #[test]
     fn a_ring_at_its_size_limit_keeps_the_proportions() {
         let weight = |weight| Weight::new(weight).expect("a weight");
-        assert_eq!(points_of(weight(3), MAX_POINTS), 480);
-        assert_eq!(points_of(weight(1000), MAX_POINTS * 2), 80_000);
-        assert_eq!(points_of(weight(1), MAX_POINTS * 1000), 1, "none is left out");
+        let most = MAX_POINTS / POINTS_PER_WEIGHT;
+        assert_eq!(points_of(weight(3), most), 480);
+        assert_eq!(points_of(weight(1000), most * 2), 80_000);
+        assert_eq!(points_of(weight(1), most * 1000), 1, "none is left out");
+    }
+
+    #[test]
+    fn a_ring_is_kept_only_for_the_same_backends_in_the_same_order() {
+        let part = |address: &str, weight| {
+            (address.parse::<BackendAddress>().expect("an address"), Weight::new(weight).expect("a weight"))
+        };
+        let built = [part("web:80", 1), part("web:81", 2)];
+        let each = |parts: &[(BackendAddress, Weight)]| {
+            let ring = Ring::of(built.iter().map(|(address, weight)| (address, *weight)));
+            ring.is_of(parts.iter().map(|(address, weight)| (address, *weight)))
+        };
+        assert!(each(&built));
+        for other in [
+            &[part("web:80", 1)][..],
+            &[part("web:80", 1), part("web:81", 2), part("web:82", 1)],
+            &[part("web:81", 2), part("web:80", 1)],
+            &[part("web:80", 1), part("web:82", 2)],
+            &[part("web:80", 1), part("web:81", 3)],
+        ] {
+            assert!(!each(other), "{other:?}");
+        }
     }
 }

@@ -42,6 +42,7 @@ fn all(members: &[Member]) -> Vec<BackendIndex> {
 
 struct Bench {
     members: Vec<Member>,
+    skips_ejected: bool,
     backends: Vec<Candidate>,
     usable: Usable,
     balance: Box<dyn Balance>,
@@ -52,7 +53,7 @@ impl Bench {
         let usable = Usable::new(members.len(), usable);
         let backends = candidates(&members);
         let balance = balance(algorithm, &backends, &usable, &SharedTurns::default(), || Arc::new(Ring::new(&members)));
-        Self { members, backends, usable, balance }
+        Self { members, skips_ejected: true, backends, usable, balance }
     }
 
     fn pick(&self, client: [u8; 4], tried: &[BackendIndex]) -> Option<BackendIndex> {
@@ -61,7 +62,7 @@ impl Bench {
             backends: &self.backends,
             usable: &self.usable,
             tried: &tried,
-            skips_ejected: true,
+            skips_ejected: self.skips_ejected,
             skips_full: false,
         };
         self.balance.pick(&candidates, &Key { client: Some(Ipv4Addr::from(client).into()) })
@@ -85,9 +86,9 @@ impl Bench {
 
 #[test]
 fn every_algorithm_picks_only_usable_and_untried_backends() {
-    for algorithm in Algorithm::ALL {
+    for (algorithm, skips_ejected) in Algorithm::ALL.into_iter().flat_map(|it| [(it, true), (it, false)]) {
         let members = members(&[1, 2, 3, 4, 5]);
-        let bench = Bench::new(algorithm, members, vec![0, 2, 4]);
+        let bench = Bench { skips_ejected, ..Bench::new(algorithm, members, vec![0, 2, 4]) };
         for client in 0..=255 {
             let first = bench.pick([10, 1, 1, client], &[]).expect("three are usable");
             let second = bench.pick([10, 1, 1, client], &[first]).expect("two are left");
@@ -98,6 +99,33 @@ fn every_algorithm_picks_only_usable_and_untried_backends() {
             assert_eq!(bench.pick([10, 1, 1, client], &seen), None, "{algorithm}");
         }
     }
+}
+
+#[test]
+fn every_algorithm_counts_an_exchange_that_it_leases() {
+    for (algorithm, weights) in Algorithm::ALL.into_iter().flat_map(|it| [(it, [1, 1, 1]), (it, [3, 2, 1])]) {
+        let members = members(&weights);
+        let usable = all(&members);
+        let bench = Bench::new(algorithm, members, usable);
+        let in_flight = || bench.members.iter().map(|member| member.backend.in_flight()).sum::<u32>();
+        let leases: Vec<_> = (0..9).map(|_| bench.lease()).collect();
+        assert_eq!(in_flight(), 9, "{algorithm}");
+        drop(leases);
+        assert_eq!(in_flight(), 0, "{algorithm}");
+    }
+}
+
+#[test]
+fn backends_are_the_same_only_in_the_same_order() {
+    let these = members(&[1, 2, 3]);
+    let mut those = these.clone();
+    assert!(are_same_backends(&these, &those));
+    those.iter_mut().for_each(|member| member.weight = Weight::ONE);
+    assert!(are_same_backends(&these, &those), "with other weights");
+    those.reverse();
+    assert!(!are_same_backends(&these, &those), "in another order");
+    assert!(!are_same_backends(&these, &these[..2]) && !are_same_backends(&these[..2], &these), "fewer, and more");
+    assert!(!are_same_backends(&these, &members(&[1, 2, 3])), "other ones at the same addresses");
 }
 
 #[test]

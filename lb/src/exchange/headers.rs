@@ -592,6 +592,7 @@ mod tests {
             (b"1.1.1.1, 198.51.100.1", "198.51.100.1", "1.1.1.1, 198.51.100.1, 10.0.0.1"),
             (b"198.51.100.1, 10.9.9.9", "198.51.100.1", "198.51.100.1, 10.9.9.9, 10.0.0.1"),
             (b"\xff, 198.51.100.1", "198.51.100.1", "unknown, 198.51.100.1, 10.0.0.1"),
+            (b"a b, 198.51.100.1", "198.51.100.1", "unknown, 198.51.100.1, 10.0.0.1"),
             (b",198.51.100.1,, ", "198.51.100.1", "198.51.100.1, 10.0.0.1"),
             (b"10.1.1.1", "10.1.1.1", "10.1.1.1, 10.0.0.1"),
             (b"198.51.100.1, nonsense", "10.0.0.1", "10.0.0.1"),
@@ -669,6 +670,17 @@ mod tests {
             let claims = ProxyClaims::Forwarded(list.as_bytes().into());
             let forwarding = Forwarding::new(origin(&peer, &claims), &trusted());
             assert_eq!((forwarding.proto, forwarding.host, forwarding.port), expected, "{list}");
+        }
+    }
+
+    #[test]
+    fn a_trusted_proxy_names_the_scheme_also_where_it_connects_by_tls() {
+        let peer = peer("10.0.0.1");
+        for (proto, expected) in [("http", "http"), ("ws", "http"), ("https", "https"), ("wss", "https"), ("", "https")]
+        {
+            let claims = x_forwarded(b"203.0.113.7", proto, "");
+            let origin = RequestOrigin { is_tls: true, ..origin(&peer, &claims) };
+            assert_eq!(Forwarding::new(origin, &trusted()).proto, expected, "{proto}");
         }
     }
 

@@ -232,6 +232,15 @@ mod tests {
     }
 
     #[test]
+    fn a_probe_that_begins_with_the_ejection_counts() {
+        let mut ejection = Ejection::default();
+        let now = Instant::now();
+        ejection.start(permit(), &RULES, now, |_| true);
+        assert!(!ejection.probed(now, true, 2));
+        assert!(ejection.probed(now, true, 2));
+    }
+
+    #[test]
     fn an_ejection_expires_once() {
         let mut ejection = Ejection::default();
         let now = Instant::now();

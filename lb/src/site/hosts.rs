@@ -152,6 +152,7 @@ mod tests {
             ("www.b.test", "www.b.*"),
             ("www.b", "www.*"),
             ("www", ""),
+            ("www..", ""),
             ("v1.test", "~^v\\d"),
             ("v.test", ""),
             ("", ""),

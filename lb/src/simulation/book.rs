@@ -255,7 +255,7 @@ impl Exchange {
     /// Whether the response may be lost though it was sent, because the client's connection was closed to make room while the
     /// client was still sending this request, or others behind it. As after any lingering close that ends early, a reset may
     /// then take the end of the response.
-    pub fn may_be_lost_to_others(&self) -> bool {
+    pub(super) fn may_be_lost_to_others(&self) -> bool {
         self.shed_at.is_some_and(|read| read < self.up_to || self.is_overtaken)
     }
 }

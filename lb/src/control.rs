@@ -51,7 +51,9 @@ pub struct Control {
     /// Throttles the log of forwarding loops.
     pub(crate) loops: RepeatedFailures,
     /// And that of clients whose HTTP/2 connections are ended by their errors.
-    pub(crate) http2_errors: RepeatedFailures,
+    http2_errors: RepeatedFailures,
+    /// The address of the last client whose error ended an HTTP/2 connection.
+    last_http2_error: Mutex<Box<str>>,
     /// Part of ETags, so that those of different processes differ.
     boot_id: u32,
     change_state: Mutex<ChangeState>,
@@ -297,6 +299,7 @@ impl Control {
             loop_id: format!("evenkeel-{:016x}", rand::random::<u64>()),
             loops: RepeatedFailures::default(),
             http2_errors: RepeatedFailures::default(),
+            last_http2_error: Mutex::default(),
             change_state: Mutex::new(ChangeState { file: config, history: ChangeHistory::default() }),
             resources: OnceLock::new(),
             reloading: Mutex::new(()),
@@ -331,12 +334,19 @@ impl Control {
         &self.loop_id
     }
 
+    /// Notes that an error of `client` has ended an HTTP/2 connection. Returns whether it is to be logged individually.
+    pub(crate) fn note_http2_error(&self, client: &str, why: &'static str, now: Instant) -> bool {
+        *self.last_http2_error.lock().unwrap_or_else(PoisonError::into_inner) = client.into();
+        self.http2_errors.note(why, now)
+    }
+
     /// Logs how many more forwarding loops there were, and how many more errors of HTTP/2 clients.
     pub(crate) fn catch_up(&self, now: Instant) {
         for SuppressedFailures { word, count, within } in self.http2_errors.take(now) {
+            let last_client = self.last_http2_error.lock().unwrap_or_else(PoisonError::into_inner).clone();
             tracing::warn!(
-                reason = word,
-                "… and {count} more HTTP/2 connections were ended by errors of their clients in {} s",
+                last_client = %last_client,
+                "… and {count} more HTTP/2 connections were ended by errors of their clients in {} s: {word}",
                 within.as_secs()
             );
         }

@@ -1,5 +1,5 @@
 //! Listeners, which can be added and removed while the process runs, and the threads that serve them. Each thread has
-//! its own socket at each address (`SO_REUSEPORT`), its own runtime and its own connections to backends. So threads
+//! its own socket at each TCP address (`SO_REUSEPORT`), its own runtime and its own connections to backends. So threads
 //! share nothing but the backends' counters.
 
 mod handshake;

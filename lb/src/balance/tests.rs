@@ -281,6 +281,24 @@ fn turns_continue_when_backends_or_weights_change() {
     let share = pick(&carried, &after, &Usable::new(3, all(&after)), 700);
     assert_eq!(share.iter().filter(|&&index| index == 1).count(), 500);
 
+    // What each is owed is the same part of the new weights.
+    let before = members(&[3, 1]);
+    let turn = SharedTurns::default();
+    assert_eq!(pick(&turn, &before, &Usable::new(2, all(&before)), 1), [0]);
+    let mut twice = before.clone();
+    twice
+        .iter_mut()
+        .zip([6, 2])
+        .for_each(|(member, weight)| member.weight = Weight::new(weight).expect("valid weight"));
+    assert_eq!(pick(&turn, &twice, &Usable::new(2, all(&twice)), 2), [0, 1]);
+
+    // And goes on beside a new backend.
+    let turn = SharedTurns::default();
+    assert_eq!(pick(&turn, &before, &Usable::new(2, all(&before)), 2), [0, 0]);
+    let more = vec![before[0].clone(), before[1].clone(), member("10.0.0.9:80", 1)];
+    let carried = turn.of_members(&before, &more);
+    assert_eq!(pick(&carried, &more, &Usable::new(3, all(&more)), 1), [1]);
+
     // A thousand times the weight must not leave a debt of a thousand turns.
     let heavy = members(&[1000, 1000, 3]);
     let turn = SharedTurns::default();

@@ -261,11 +261,23 @@ impl<'a> Driver<'a> {
         if let Some((code, why)) = self.link.lock().error() {
             let (control, client) = (&self.engine.control, self.peer.as_str());
             let reason = reason.unwrap_or(code.word());
-            control.metrics.http2_connection_failed(self.engine.name.load().as_str(), reason);
-            if control.http2_errors.note(reason, clock::now()) {
-                tracing::warn!(client, reason, "an HTTP/2 connection is ended by an error of its client: {why}");
+            let name = self.engine.name.load();
+            let listener = name.as_str();
+            control.metrics.http2_connection_failed(listener, reason);
+            if control.note_http2_error(client, why, clock::now()) {
+                tracing::warn!(
+                    client,
+                    listener,
+                    reason,
+                    "an HTTP/2 connection is ended by an error of its client: {why}"
+                );
             } else {
-                tracing::debug!(client, reason, "an HTTP/2 connection is ended by an error of its client: {why}");
+                tracing::debug!(
+                    client,
+                    listener,
+                    reason,
+                    "an HTTP/2 connection is ended by an error of its client: {why}"
+                );
             }
         }
         Over::Told

@@ -58,7 +58,7 @@ impl Socket {
 #[derive(Debug, Default)]
 pub(crate) struct Listening {
     pub sockets: Vec<Socket>,
-    /// All are the same socket: whichever thread accepts first gets the client.
+    /// All are duplicates of one socket, whose clients are handed to the threads in turn.
     pub is_shared: bool,
     /// The file to remove at the end.
     pub file: Option<SocketFile>,

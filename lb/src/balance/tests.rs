@@ -36,6 +36,17 @@ fn endpoint(member: &Member) -> Arc<Endpoint> {
     Arc::clone(&member.backend.endpoints().as_slice()[0])
 }
 
+/// Rules that eject a backend for a minute after one failure.
+fn eject_at_once() -> EjectionConfig {
+    EjectionConfig {
+        consecutive_failures: 1,
+        base_time: Duration::from_secs(60),
+        max_time: Duration::from_secs(60),
+        max_percent: 100,
+        statuses: Vec::new(),
+    }
+}
+
 fn all(members: &[Member]) -> Vec<BackendIndex> {
     (0..members.len() as BackendIndex).collect()
 }
@@ -145,13 +156,7 @@ fn round_robin_takes_turns_and_ignores_weights() {
 // If excluded backends had no turns of their own, the next one would get theirs.
 #[test]
 fn round_robin_gives_equal_turns_to_the_usable_backends() {
-    let rules = EjectionConfig {
-        consecutive_failures: 1,
-        base_time: Duration::from_secs(60),
-        max_time: Duration::from_secs(60),
-        max_percent: 100,
-        statuses: Vec::new(),
-    };
+    let rules = eject_at_once();
     let members = members(&[1, 1, 1]);
     let usable = all(&members);
     let bench = Bench::new(Algorithm::RoundRobin, members, usable);
@@ -314,13 +319,7 @@ fn turns_continue_when_backends_or_weights_change() {
 
 #[test]
 fn no_algorithm_picks_a_backend_ejected_meanwhile() {
-    let rules = EjectionConfig {
-        consecutive_failures: 1,
-        base_time: Duration::from_secs(60),
-        max_time: Duration::from_secs(60),
-        max_percent: 100,
-        statuses: Vec::new(),
-    };
+    let rules = eject_at_once();
     for algorithm in Algorithm::ALL {
         for weights in [[1, 1, 1], [3, 2, 1]] {
             let members = members(&weights);

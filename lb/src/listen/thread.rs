@@ -35,7 +35,7 @@ use crate::tls::server::ServerTls;
 /// Pause after a failure to accept for lack of files or memory: connections wait in the backlog meanwhile.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// How many clients are accepted before others have their turn.
-const MOST_ACCEPTED_AT_ONCE: u32 = 16;
+const MAX_ACCEPTED_AT_ONCE: u32 = 16;
 /// How often a thread that stops looks whether its last exchange has ended.
 const STOP_CHECK_INTERVAL: Duration = Duration::from_millis(5);
 /// How long a stop waits, beyond the last exchange, for connections that carry none: a TLS handshake, half a head, what a
@@ -184,7 +184,7 @@ async fn accept(accepting: Accepting, turn: Option<Turn>, shutdown: Shutdown, al
     let mut count = 0_u32;
     loop {
         count = count.wrapping_add(1);
-        if count.is_multiple_of(MOST_ACCEPTED_AT_ONCE) {
+        if count.is_multiple_of(MAX_ACCEPTED_AT_ONCE) {
             task::yield_now().await;
         }
         let accepted = tokio::select! {

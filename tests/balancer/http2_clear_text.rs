@@ -75,7 +75,9 @@ async fn what_only_begins_like_http_2_is_none() {
 #[tokio::test]
 async fn clear_text_can_be_turned_off_and_on_while_running() {
     let a = Origin::start("a").await;
-    let off = || Config::of([&a]).listener("h2c = false");
+    // In both, since a connection that is answered before a reload is idle after it.
+    let config = || Config::of([&a]).listener("keepalive_timeout = \"100ms\"");
+    let off = || config().listener("h2c = false");
     let mut balancer = Balancer::start(off()).await;
     let is_answered = async |balancer: &Balancer| {
         let mut wire = balancer.connect().await;
@@ -90,7 +92,7 @@ async fn clear_text_can_be_turned_off_and_on_while_running() {
     };
     assert!(!is_answered(&balancer).await);
     assert_eq!(balancer.get("/").await.status, 200);
-    balancer.configure(&Config::of([&a]).listener("keepalive_timeout = \"100ms\""));
+    balancer.configure(&config());
     balancer.signal(nix::sys::signal::Signal::SIGHUP);
     eventually("it is on", async || is_answered(&balancer).await).await;
     balancer.configure(&off());

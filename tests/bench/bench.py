@@ -24,7 +24,7 @@ PEERS = ["nginx", "haproxy", "envoy", "pingora-proxy"]
 # What docs/pingora.md compares, and with whom.
 WAYS, PEERS_OF_WAYS = f"small,close,10k,1m,tls,{IDLE}", "nginx,pingora-engine,pingora-proxy"
 # For the rounds; what is not done by then is left out and said.
-MAX_SECONDS = 540
+MAX_SECONDS = 1500
 
 
 def arguments():

@@ -178,7 +178,7 @@ IDLES = [
     Idle("plain", "HTTP/1.1", 10_000, target=6 * 1024),
     Idle("tls", "HTTP/1.1 over TLS", 2_000, tls=True),
     # nginx has one protocol for a port in clear text.
-    Idle("h2c", "HTTP/2 in clear text", 10_000, http2=True, beside="plain", kinds=("evenkeel", "haproxy", "envoy")),
+    Idle("h2c", "HTTP/2 in clear text", 2_000, http2=True, beside="plain", kinds=("evenkeel", "haproxy", "envoy")),
     Idle("h2", "HTTP/2 over TLS", 2_000, tls=True, http2=True, beside="tls"),
 ]
 # How much more than over HTTP/1.1 a client of HTTP/2 may take.

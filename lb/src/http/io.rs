@@ -4,6 +4,7 @@
 pub(crate) mod accepted;
 #[cfg(test)]
 pub(crate) mod pipe;
+pub(crate) mod virtual_socket;
 
 use std::fmt;
 use std::future::{Future, poll_fn};

@@ -2,22 +2,17 @@
 //! here until it is closed, so that a kill ends those in use, and none is kept that may lead to another server.
 
 use std::collections::HashMap;
-use std::fmt;
-use std::io::{self, IoSlice};
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::task::{Context, Poll};
 
 use pingora_core::connectors::l4::Connect;
 use pingora_core::prelude::{ErrorType, OrErr};
 use pingora_core::protocols::l4::socket::SocketAddr;
 use pingora_core::protocols::l4::stream::Stream;
-use pingora_core::protocols::l4::virt::{VirtualSockOpt, VirtualSocket, VirtualSocketStream};
 use pingora_core::upstreams::peer::{Tracer, Tracing};
 use rustix::net::{Shutdown, shutdown};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::backend::{Endpoint, Incarnation};
 use crate::control::Control;
@@ -25,6 +20,7 @@ use crate::control::kill::ThreadDone;
 use crate::dial::{Dial, Transport};
 use crate::failure::{AttemptError, Failure};
 use crate::http::io::Io;
+use crate::http::io::virtual_socket::Virtual;
 
 /// The open connections by file descriptor.
 #[derive(Debug, Default)]
@@ -133,8 +129,9 @@ impl BackendConnector {
         self.connections.open().insert(file, Arc::new(connection));
         if let Some(tunnel) = &self.tunnel {
             tunnel.store(file, Ordering::Relaxed);
-            let tunnel = Tunnel { io, is_new: true, closing };
-            return Ok(Stream::from(VirtualSocketStream::new(Box::new(tunnel))));
+            // If Pingora has read a 101 before the end of the request's body, it takes that end for the end of the
+            // tunnel (cloudflare/pingora issue 946). It reads that end while its first read here finds nothing.
+            return Ok(Virtual::new(io, ClosingOnDrop(closing)).pausing().into_stream());
         }
         let mut stream = match io {
             Io::Tcp(tcp) => Stream::from(tcp),
@@ -192,63 +189,11 @@ impl Tracing for Closing {
     }
 }
 
-/// A connection for a request that asks to switch protocols. Its first read finds nothing: if Pingora has read a 101
-/// before the end of the request's body, it takes that end for the end of the tunnel (cloudflare/pingora issue 946). It
-/// reads that end in the meantime.
-struct Tunnel {
-    io: Io,
-    is_new: bool,
-    closing: Closing,
-}
+/// Unregisters a connection when it is dropped.
+struct ClosingOnDrop(Closing);
 
-impl Drop for Tunnel {
-    /// Before the file descriptor is closed.
+impl Drop for ClosingOnDrop {
     fn drop(&mut self) {
-        self.closing.on_disconnected();
-    }
-}
-
-impl VirtualSocket for Tunnel {
-    /// The options are already set, as for all connections.
-    fn set_socket_option(&self, _: VirtualSockOpt) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-impl fmt::Debug for Tunnel {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Tunnel")
-    }
-}
-
-impl AsyncRead for Tunnel {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        if std::mem::take(&mut self.is_new) {
-            cx.waker().wake_by_ref();
-            return Poll::Pending;
-        }
-        Pin::new(&mut self.io).poll_read(cx, buf)
-    }
-}
-
-impl AsyncWrite for Tunnel {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write(cx, buf)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_shutdown(cx)
+        self.0.on_disconnected();
     }
 }

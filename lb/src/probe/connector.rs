@@ -1,22 +1,18 @@
 //! Connections of probes: Pingora's checks run over connections that are made as traffic's are.
 
-use std::fmt;
-use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 
 use pingora::connectors::l4::Connect;
 use pingora::prelude::{ErrorType, OrErr};
 use pingora::protocols::l4::socket::SocketAddr;
 use pingora::protocols::l4::stream::Stream;
-use pingora::protocols::l4::virt::{VirtualSockOpt, VirtualSocket, VirtualSocketStream};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::backend::Endpoint;
 use crate::dial::{Dial, Transport, proxy};
 use crate::failure::{AttemptError, Failure};
 use crate::http::io::Io;
+use crate::http::io::virtual_socket::Virtual;
 
 /// Connects to an endpoint.
 #[derive(Debug)]
@@ -53,51 +49,7 @@ impl Connect for ProbeConnector {
     {
         Box::pin(async {
             let io = self.connected().await.or_err(ErrorType::ConnectError, "not connected")?;
-            Ok(Stream::from(VirtualSocketStream::new(Box::new(Socket(io)))))
+            Ok(Virtual::new(io, ()).into_stream())
         })
-    }
-}
-
-/// A connection in the form that Pingora needs.
-struct Socket(Io);
-
-impl VirtualSocket for Socket {
-    /// The options of traffic's connections are set already.
-    fn set_socket_option(&self, _: VirtualSockOpt) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-impl fmt::Debug for Socket {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Socket")
-    }
-}
-
-impl AsyncRead for Socket {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_read(cx, buf)
-    }
-}
-
-impl AsyncWrite for Socket {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write(cx, buf)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write_vectored(cx, bufs)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_shutdown(cx)
     }
 }

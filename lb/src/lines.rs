@@ -1,14 +1,16 @@
 //! Writes lines to a file, a pipe or a terminal from a separate thread, so that nobody who logs a line waits for a disk
-//! or a slow reader. The queue is bounded in bytes; beyond that, lines are dropped and counted.
+//! or a slow reader. The queue is bounded in bytes; beyond that, lines are dropped and counted. The thread starts with
+//! the first line, so that a process can open its logs before it forks, as a Pingora server with `daemon` does.
 
+use std::fmt;
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufWriter, ErrorKind, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError, channel};
-use std::thread::{self, JoinHandle};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
 use std::time::Duration;
 
 use prometheus::IntCounter;
@@ -37,6 +39,26 @@ pub struct Settings {
 pub struct Queue {
     sender: Sender<Message>,
     shared: Arc<Shared>,
+    mode: AtomicU8,
+    /// `None` once the thread is started.
+    waiting: Mutex<Option<Waiting>>,
+}
+
+/// What a [`Queue`] does with a line.
+mod mode {
+    /// Whoever logs it writes it.
+    pub(super) const DIRECT: u8 = 0;
+    /// Starts the thread.
+    pub(super) const FIRST: u8 = 1;
+    /// Passes it to the thread.
+    pub(super) const QUEUED: u8 = 2;
+}
+
+/// What the thread needs to start.
+struct Waiting {
+    output: Box<dyn Write + Send>,
+    receiver: Receiver<Message>,
+    ending: Sender<()>,
 }
 
 /// The writing thread. It lives until [`finished`](Self::finish) or [released](Self::release).
@@ -45,9 +67,9 @@ pub struct Queue {
 pub struct Writer {
     /// `None`: it ends with the queue.
     sender: Option<Sender<Message>>,
-    /// Disconnected when the thread has ended.
+    /// Receives when the thread has written everything; disconnected if there is no thread and will be none.
     ended: Receiver<()>,
-    thread: JoinHandle<()>,
+    shared: Arc<Shared>,
 }
 
 #[derive(Debug)]
@@ -62,6 +84,8 @@ struct Shared {
     /// Bytes in the queue.
     waiting: AtomicUsize,
     reopen: AtomicBool,
+    /// The thread has been started, or cannot be.
+    is_started: AtomicBool,
 }
 
 impl Queue {
@@ -88,26 +112,73 @@ impl Queue {
     ) -> io::Result<(Self, Writer)> {
         let (sender, receiver) = channel();
         let (ending, ended) = channel();
-        let name = settings.name.replace(' ', "-");
-        let shared = Arc::new(Shared { settings, waiting: AtomicUsize::new(0), reopen: AtomicBool::new(false) });
-        let output = output(Arc::clone(&shared))?;
-        let shared_with_thread = Arc::clone(&shared);
-        let write = move || {
-            let _ending = ending;
-            write_lines(&receiver, BufWriter::with_capacity(BATCH_BYTES, output), &shared_with_thread);
-        };
-        let thread = thread::Builder::new().name(name).spawn(write)?;
-        Ok((Self { sender: sender.clone(), shared }, Writer { sender: Some(sender), ended, thread }))
+        let shared = Arc::new(Shared {
+            settings,
+            waiting: AtomicUsize::new(0),
+            reopen: AtomicBool::new(false),
+            is_started: AtomicBool::new(false),
+        });
+        let output = Box::new(output(Arc::clone(&shared))?);
+        let writer = Writer { sender: Some(sender.clone()), ended, shared: Arc::clone(&shared) };
+        let waiting = Mutex::new(Some(Waiting { output, receiver, ending }));
+        Ok((Self { sender, shared, mode: AtomicU8::new(mode::FIRST), waiting }, writer))
     }
 
-    /// Queues a line; drops it if the queue is full. Never waits.
+    /// Until [`Self::use_thread`], whoever logs a line writes it. To be called before the first line.
+    pub fn write_directly(&self) {
+        self.mode.store(mode::DIRECT, Ordering::Relaxed);
+    }
+
+    /// From the next line on, the thread writes.
+    pub fn use_thread(&self) {
+        // Only the first call has an effect.
+        let _ = self.mode.compare_exchange(mode::DIRECT, mode::FIRST, Ordering::Relaxed, Ordering::Relaxed);
+    }
+
+    /// Queues a line; drops it if the queue is full. Never waits, unless lines are written directly.
     pub fn push(&self, line: Vec<u8>) {
+        match self.mode.load(Ordering::Relaxed) {
+            mode::QUEUED => {}
+            mode::FIRST => self.start_thread(),
+            _ => {
+                if self.write(&line) {
+                    return;
+                }
+            }
+        }
         let Shared { settings, waiting, .. } = &*self.shared;
         let bytes = size(&line);
         let has_room = waiting.fetch_add(bytes, Ordering::Relaxed).saturating_add(bytes) <= settings.max_bytes;
         if !has_room || self.sender.send(Message::Line(line)).is_err() {
             waiting.fetch_sub(bytes, Ordering::Relaxed);
             settings.lost.inc();
+        }
+    }
+
+    /// Writes a line directly. False if the thread has been started meanwhile.
+    fn write(&self, line: &[u8]) -> bool {
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(Waiting { output, .. }) = &mut *waiting else { return false };
+        if output.write_all(line).is_err() {
+            self.shared.settings.lost.inc();
+        }
+        true
+    }
+
+    fn start_thread(&self) {
+        let Some(waiting) = self.waiting.lock().unwrap_or_else(PoisonError::into_inner).take() else { return };
+        self.mode.store(mode::QUEUED, Ordering::Relaxed);
+        self.shared.is_started.store(true, Ordering::Relaxed);
+        let shared = Arc::clone(&self.shared);
+        let write = move || {
+            let Waiting { output, receiver, ending } = waiting;
+            write_lines(&receiver, BufWriter::with_capacity(BATCH_BYTES, output), &shared);
+            // Fails if nobody waits for the end.
+            let _ = ending.send(());
+        };
+        let name = self.shared.settings.name;
+        if let Err(e) = thread::Builder::new().name(name.replace(' ', "-")).spawn(write) {
+            tracing::error!("the {name} cannot be written: no thread can be started: {e}");
         }
     }
 
@@ -129,6 +200,12 @@ impl Write for &Queue {
     }
 }
 
+impl fmt::Debug for Waiting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Waiting")
+    }
+}
+
 impl Writer {
     /// Lets the thread end once the queue is dropped and all its lines are written.
     pub fn release(&mut self) {
@@ -136,16 +213,18 @@ impl Writer {
     }
 
     pub fn has_ended(&self) -> bool {
-        self.ended.try_recv() == Err(TryRecvError::Disconnected)
+        self.ended.try_recv() != Err(TryRecvError::Empty)
     }
 
     /// Waits until all queued lines are written, for at most `limit`. Later lines are lost. False: the last lines may
     /// not have been written.
     pub fn finish(self, limit: Duration) -> bool {
+        if !self.shared.is_started.load(Ordering::Relaxed) {
+            return true;
+        }
         // Fails if the thread has ended early, which is detected below.
         let _ = self.sender.map(|sender| sender.send(Message::End));
-        let has_ended = self.ended.recv_timeout(limit) == Err(RecvTimeoutError::Disconnected);
-        has_ended && self.thread.join().is_ok()
+        self.ended.recv_timeout(limit).is_ok()
     }
 }
 
@@ -261,6 +340,8 @@ impl Write for Reopening {
         if self.shared.reopen.swap(false, Ordering::Relaxed) {
             match append_to(&self.path) {
                 Ok(file) => self.file = file,
+                // Who writes directly could not log this line at the same time.
+                Err(_) if !self.shared.is_started.load(Ordering::Relaxed) => {}
                 Err(e) => tracing::error!(
                     "the {} {} cannot be opened again: {e}",
                     self.shared.settings.name,
@@ -324,6 +405,34 @@ mod tests {
         assert!(text.lines().map(str::parse).eq((0..10_000).map(Ok)), "in order and complete");
         queue.push(b"too late\n".to_vec());
         assert_eq!(settings.lost.get(), 1);
+    }
+
+    #[test]
+    fn lines_are_written_directly_until_the_thread_may_start() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("access.log");
+        let (queue, writer) = Queue::to_file(&path, unbounded()).expect("writable");
+        queue.write_directly();
+        queue.push(b"first\n".to_vec());
+        assert_eq!(std::fs::read_to_string(&path).expect("readable"), "first\n");
+        assert!(!queue.shared.is_started.load(Ordering::Relaxed), "a fork would lose the thread");
+        queue.use_thread();
+        queue.push(b"second\n".to_vec());
+        assert!(writer.finish(LIMIT));
+        assert_eq!(std::fs::read_to_string(&path).expect("readable"), "first\nsecond\n");
+    }
+
+    #[test]
+    fn a_writer_without_lines_ends_with_its_queue() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let open = || Queue::to_file(&folder.path().join("access.log"), unbounded()).expect("writable");
+        let (queue, mut writer) = open();
+        writer.release();
+        assert!(!writer.has_ended(), "a request may still write its line");
+        drop(queue);
+        assert!(writer.has_ended());
+        let (_queue, writer) = open();
+        assert!(writer.finish(LIMIT));
     }
 
     #[test]

@@ -27,7 +27,8 @@ const MAX_WAITING_BYTES: usize = 1024 * 1024;
 /// How long the end of the process waits for the last lines to be written.
 const LAST_LINES_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// The log of the process. On drop, queued lines are written, for at most 2 s.
+/// The log of the process. Each line is written by whoever logs it, until [`Self::use_thread`] or the first service of
+/// a Pingora server starts. On drop, queued lines are written, for at most 2 s.
 #[derive(Debug)]
 #[must_use = "the last lines are lost unless this lives to the end"]
 pub struct Log {
@@ -36,7 +37,10 @@ pub struct Log {
 }
 
 /// Marks a subscriber as ours.
-struct Ours;
+struct Ours(
+    #[cfg_attr(not(feature = "pingora-proxy"), expect(dead_code, reason = "only a Pingora server asks for it"))]
+    Arc<Queue>,
+);
 
 impl<S: Subscriber> Layer<S> for Ours {}
 
@@ -47,6 +51,7 @@ impl Log {
             Some(file) => Queue::to_file(file, settings(lost))?,
             None => Queue::to_stderr(settings(lost))?,
         };
+        queue.write_directly();
         let queue = Arc::new(queue);
         let configured = EnvFilter::new(configured(&config.level));
         let (filter, problem) = filter(std::env::var("RUST_LOG").ok().as_deref(), configured);
@@ -56,10 +61,11 @@ impl Log {
             // Errors of the logging library itself would go straight to standard error.
             .log_internal_errors(false)
             .with_writer(Arc::clone(&queue));
+        let ours = Ours(Arc::clone(&queue));
         // Fails only if a log was started before, which is then used.
         let _ = match config.format {
-            LogFormat::Text => log.with_target(false).fmt_fields(Pairs).finish().with(Ours).try_init(),
-            LogFormat::Json => log.json().finish().with(Ours).try_init(),
+            LogFormat::Text => log.with_target(false).fmt_fields(Pairs).finish().with(ours).try_init(),
+            LogFormat::Json => log.json().finish().with(ours).try_init(),
         };
         std::panic::set_hook(Box::new(log_panic));
         if let Some(problem) = problem {
@@ -74,9 +80,36 @@ impl Log {
         tracing::dispatcher::get_default(|log| log.is::<Ours>())
     }
 
+    /// Has a thread write the lines from now on, so that whoever logs one waits neither for a disk nor for a reader. A
+    /// process that forks must not do this before.
+    pub fn use_thread(&self) {
+        self.queue.use_thread();
+    }
+
     /// Reopens the file before the next line, for rotation.
     pub fn reopen(&self) {
         self.queue.reopen();
+    }
+
+    /// As [`Self::use_thread`], for the log in use, if it is one of ours.
+    #[cfg(feature = "pingora-proxy")]
+    pub(crate) fn use_thread_of_ours() {
+        Self::with_ours(Queue::use_thread);
+    }
+
+    /// As [`Self::reopen`], for the log in use, if it is one of ours.
+    #[cfg(feature = "pingora-proxy")]
+    pub(crate) fn reopen_ours() {
+        Self::with_ours(Queue::reopen);
+    }
+
+    #[cfg(feature = "pingora-proxy")]
+    fn with_ours(call: impl FnOnce(&Queue)) {
+        let ours =
+            tracing::dispatcher::get_default(|log| log.downcast_ref::<Ours>().map(|Ours(queue)| Arc::clone(queue)));
+        if let Some(queue) = ours {
+            call(&queue);
+        }
     }
 }
 

@@ -47,6 +47,7 @@ fn run(path: &Path) -> anyhow::Result<()> {
         ),
         None => "the log cannot be started".to_owned(),
     })?;
+    log.use_thread();
     for warning in warnings {
         tracing::warn!("{}", warning.problem.in_file(path));
     }

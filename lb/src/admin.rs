@@ -6,6 +6,7 @@ mod view;
 
 use std::io;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,7 +16,9 @@ use axum::{Extension, Router};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
 
 use crate::config::Secret;
 use crate::connection_limit::ConnectionLimit;
@@ -23,6 +26,8 @@ use crate::control::Control;
 use crate::shutdown::Shutdown;
 
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long the end waits for requests.
+const FINISH_TIMEOUT: Duration = Duration::from_secs(5);
 const MAX_BODY_BYTES: usize = 64 * 1024;
 
 /// What the handlers work on.
@@ -39,25 +44,56 @@ pub struct Admin {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Peer(pub SocketAddr);
 
-/// Serves until the future is dropped.
-pub(crate) async fn serve(listener: TcpListener, admin: Arc<Admin>) {
+/// Serves until `stop` resolves, and until the requests that have begun by then are answered, for at most
+/// [`FINISH_TIMEOUT`]. If dropped, it ends them.
+pub(crate) async fn serve(listener: &TcpListener, admin: Arc<Admin>, stop: impl Future<Output = ()>) {
     let router = router(admin);
+    let stopping = watch::Sender::new(false);
+    let mut connections = JoinSet::new();
+    let mut stop = pin!(stop);
     loop {
-        let (stream, peer) = match listener.accept().await {
-            Ok(accepted) => accepted,
-            Err(e) => {
-                pause_after(&e).await;
-                continue;
-            }
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = &mut stop => break,
         };
-        let service = TowerToHyperService::new(router.clone().layer(Extension(Peer(peer))));
-        tokio::spawn(async move {
-            let mut http = http1::Builder::new();
-            http.timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
-            if let Err(e) = http.serve_connection(TokioIo::new(stream), service).await {
-                tracing::debug!("an admin connection ended badly: {e}");
+        // Those that have ended.
+        while connections.try_join_next().is_some() {}
+        match accepted {
+            Ok((stream, peer)) => {
+                let service = TowerToHyperService::new(router.clone().layer(Extension(Peer(peer))));
+                connections.spawn(serve_connection(stream, service, stopping.subscribe()));
             }
-        });
+            Err(e) => pause_after(&e).await,
+        }
+    }
+    stopping.send_replace(true);
+    let ended = async { while connections.join_next().await.is_some() {} };
+    // What takes longer is cut off with the set.
+    let _ = tokio::time::timeout(FINISH_TIMEOUT, ended).await;
+}
+
+/// Serves one connection; once `stopping` is true, up to the end of its current request.
+async fn serve_connection(
+    stream: TcpStream,
+    service: TowerToHyperService<Router>,
+    mut stopping: watch::Receiver<bool>,
+) {
+    let mut http = http1::Builder::new();
+    http.timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
+    let mut connection = pin!(http.serve_connection(TokioIo::new(stream), service));
+    let stopped = async {
+        // An error would mean that nobody accepts any more either.
+        let _ = stopping.wait_for(|&is_stopping| is_stopping).await;
+    };
+    let served = tokio::select! {
+        served = connection.as_mut() => served,
+        () = stopped => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(e) = served {
+        tracing::debug!("an admin connection ended badly: {e}");
     }
 }
 

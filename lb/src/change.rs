@@ -41,7 +41,8 @@ pub struct Change {
 /// The author of a change.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Author {
-    /// `admin` for the admin token, `local` if no token is configured, or the name of a signal.
+    /// `admin` for the admin token, `local` if no token is configured, the name of a signal, or `upgrade` for changes
+    /// that the process before this one has made.
     pub by: &'static str,
     /// The client of the admin API.
     #[serde(skip_serializing_if = "Option::is_none")]

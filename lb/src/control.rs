@@ -273,7 +273,8 @@ pub fn load(path: &Path) -> Result<Checked, Vec<Problem>> {
 const SUPERSEDED: &str = "a change made at run time is dropped, since the file has changed";
 
 impl Control {
-    /// Starts with `config`, read from the file at `path`, and the runtime changes in the state file.
+    /// Starts with `config`, read from the file at `path`, and the runtime changes in the state file. That file is
+    /// written from [`Self::own_state`] on.
     pub fn new(path: &Path, config: Config, metrics: Arc<Metrics>) -> Self {
         let (state, kept) = StateFile::open(config.state.file.clone());
         let (in_force, overtaken) = kept.restore(&config);
@@ -289,7 +290,7 @@ impl Control {
         }
         metrics.count_each_status(in_force.metrics.exact_status);
         let snapshot = Snapshot::new(in_force, None, &Rings::default(), &metrics, &state.secret);
-        let control = Self {
+        Self {
             metrics,
             path: path.to_owned(),
             versions: watch::Sender::new(snapshot.version),
@@ -306,17 +307,49 @@ impl Control {
             reload_waits: AtomicBool::new(false),
             threads: kill::Threads::default(),
             retired: Mutex::default(),
-        };
+        }
+    }
+
+    /// From now on this process, and no other, persists runtime changes. Those that the process before it has made
+    /// since [`Self::new`] are put in force.
+    pub(crate) fn own_state(&self) {
+        if let Some(kept) = self.state.own() {
+            let author = Author { by: "upgrade", from: None };
+            let taken_over = self.take_up(None, |change_state, before| {
+                let (restored, _) = kept.restore(&change_state.file);
+                let edits = Edits::between(&before.config, &restored);
+                let mut wanted = before.config.clone();
+                // Made for this configuration, so none can conflict.
+                edits.apply(&mut wanted);
+                let config = (!edits.is_empty()).then_some(wanted);
+                let record = ChangeRecord { author: author.clone(), edits, reloaded: None, undoes: None };
+                Ok::<_, Infallible>(PreparedChange { config, record: Some(record), result: () })
+            });
+            let Ok(_) = taken_over;
+        }
         // At the first start this writes the secret that signs sticky cookies. It also detects early that the file
         // cannot be written.
-        control.keep(&control.change_state().file);
-        control
+        self.keep(&self.change_state().file);
+    }
+
+    /// Leaves the state file to the process that replaces this one. Waits until the changes so far are written, for at
+    /// most `patience`; later ones are not.
+    #[cfg(any(test, feature = "pingora-proxy"))]
+    pub(crate) async fn release_state(&self, patience: Duration) -> Persistence {
+        self.state.release(patience).await
     }
 
     /// Sets the resources outside of the snapshot, which reloads prepare and release.
     pub(crate) fn reload_with(&self, resources: &Arc<dyn Resources>) {
         // Only the first call has an effect.
         let _ = self.resources.set(Arc::downgrade(resources));
+    }
+
+    /// Reopens the files of the access logs before their next lines, after they were moved away for rotation.
+    pub fn reopen_logs(&self) {
+        if let Some(resources) = self.resources.get().and_then(Weak::upgrade) {
+            resources.reopen_logs();
+        }
     }
 
     /// The certificates in use.
@@ -861,6 +894,32 @@ mod tests {
 
     fn backend() -> BackendConfig {
         BackendConfig::new("x:1".parse().expect("valid"))
+    }
+
+    #[tokio::test]
+    async fn changes_of_the_process_before_are_taken_over_with_the_state_file() {
+        const LIMIT: Duration = Duration::from_secs(20);
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let started = || {
+            let text = "[[listener]]\naddress = \"127.0.0.1:0\"\n[[route]]\npool = \"app\"\n\
+                        [[pool]]\nname = \"app\"\nbackends = [{ address = \"a:1\" }, { address = \"b:1\" }]\n";
+            let path = folder.path().join("evenkeel.toml");
+            let config = crate::config::toml::read(text, &path).expect("valid");
+            Control::new(&path, config, Arc::new(Metrics::new()))
+        };
+        let former = started();
+        former.own_state();
+        let next = started();
+        make(&former, ChangeRequest::Algorithm { pool: None, to: Algorithm::IpHash });
+        change_backend(&former, Weight::new(9), None);
+        assert_eq!(former.release_state(LIMIT).await, Persistence::Saved);
+        assert_eq!(pool(&next).plan().algorithm, Algorithm::Weighted);
+        next.own_state();
+        assert_eq!(next.drift(), former.drift());
+        assert_eq!(pool(&next).plan().algorithm, Algorithm::IpHash);
+        assert_eq!(next.changes().len(), 1, "as one change");
+        assert_eq!(next.persistence(LIMIT).await, Persistence::Saved);
+        assert_eq!(started().drift(), former.drift());
     }
 
     #[test]

@@ -23,3 +23,8 @@ pub use app::App;
 pub use management::Management;
 pub use proxy::{Context, Proxy};
 pub use settings::Refused;
+
+/// The programs of the page are compiled as tests.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/pingora.md")]
+struct Page;

@@ -4,6 +4,7 @@
 mod privileges;
 pub(crate) mod resources;
 
+use std::future::pending;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::pin::{Pin, pin};
@@ -43,7 +44,7 @@ const CUT_OFF_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long the end waits for the last lines of the access log to be written.
 const LAST_LINES_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the end waits for the last runtime changes to be written.
-const LAST_CHANGES_TIMEOUT: Duration = Duration::from_secs(5);
+pub(crate) const LAST_CHANGES_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What a balancer is started with.
 pub struct Start {
@@ -82,6 +83,8 @@ pub async fn run(start: Start, mut sockets: Sockets, mut commands: Receiver<Comm
     let AdminConfig { token, read_token, .. } = config.admin.clone();
     metrics.expect_refusals(Refusal::all().map(Refusal::reason));
     let control = Arc::new(Control::new(&path, config.clone(), metrics));
+    // Nobody else has the admin API's address.
+    control.own_state();
     let (limit, warning) = connection_limits(&config.server, open_files);
     let (client_limit, backend_limit) = (ConnectionLimit::new(limit.clients), ConnectionLimit::new(limit.backends));
     let handshake_limit = ConnectionLimit::for_handshakes(limit.handshakes);
@@ -127,7 +130,7 @@ pub async fn run(start: Start, mut sockets: Sockets, mut commands: Receiver<Comm
     // They end with this function.
     let mut background = JoinSet::new();
     let admin = Admin { control: Arc::clone(&control), client_limit, token, read_token, shutdown: shutdown.clone() };
-    background.spawn(admin::serve(admin_listener, Arc::new(admin)));
+    background.spawn(async move { admin::serve(&admin_listener, Arc::new(admin), pending()).await });
     tracing::info!(address = %admin_address, "admin API ready");
     background.spawn(probe::run(Arc::clone(&control)));
     background.spawn(renew_certificates(Arc::clone(&listeners)));
@@ -137,11 +140,11 @@ pub async fn run(start: Start, mut sockets: Sockets, mut commands: Receiver<Comm
     shutdown.run();
     let threads = listeners.start().context("traffic cannot be served")?;
 
-    until_stop(&mut commands, &control, &access_log).await;
+    until_stop(&mut commands, &control).await;
     shutdown.close();
     let server = control.snapshot().config.server.clone();
     let finished = {
-        let second_stop = pin!(until_second_stop(&mut commands, &access_log));
+        let second_stop = pin!(until_second_stop(&mut commands, &control));
         stop_gracefully(&server, &listeners, threads, &shutdown, second_stop).await
     };
     match finished {
@@ -184,7 +187,7 @@ async fn stop_gracefully(
         tokio::time::sleep(server.shutdown_delay).await;
         listeners.remove_files();
         shutdown.stop(Instant::now() + server.shutdown_timeout);
-        std::future::pending::<()>().await
+        pending::<()>().await
     });
     let mut stopped = tokio::task::spawn_blocking(move || threads.join());
     tokio::select! {
@@ -244,29 +247,30 @@ fn listen(listeners: &Listeners, config: &Config, sockets: &mut Sockets) -> anyh
     Ok(())
 }
 
-async fn until_stop(commands: &mut Receiver<Command>, control: &Arc<Control>, access_log: &AccessLog) {
+async fn until_stop(commands: &mut Receiver<Command>, control: &Arc<Control>) {
     loop {
         match commands.recv().await {
             // A hanging disk must not prevent a stop.
             Some(Command::Reload) => drop(tokio::spawn(reload(Arc::clone(control)))),
-            Some(Command::ReopenLogs) => access_log.reopen(),
+            Some(Command::ReopenLogs) => control.reopen_logs(),
             Some(Command::Stop) | None => return,
         }
     }
 }
 
-async fn until_second_stop(commands: &mut Receiver<Command>, access_log: &AccessLog) {
+async fn until_second_stop(commands: &mut Receiver<Command>, control: &Control) {
     loop {
         match commands.recv().await {
             Some(Command::Reload) => tracing::warn!("a reload is ignored: the process is stopping"),
-            Some(Command::ReopenLogs) => access_log.reopen(),
+            Some(Command::ReopenLogs) => control.reopen_logs(),
             Some(Command::Stop) => return,
-            None => std::future::pending().await,
+            None => pending().await,
         }
     }
 }
 
-async fn reload(control: Arc<Control>) {
+/// Reloads the configuration as SIGHUP asks for it.
+pub(crate) async fn reload(control: Arc<Control>) {
     let author = Author { by: "SIGHUP", from: None };
     if let Err(e) = tokio::task::spawn_blocking(move || control.reload_and_log(author)).await {
         tracing::error!("reloading failed: {e}");

@@ -1,6 +1,7 @@
 //! Persists runtime changes across restarts. The state file contains the differences between the configuration file and
 //! the configuration in force, each with the file's value at that time: where the file has changed since, the file
-//! wins. A separate thread writes it, so that a hanging disk blocks nothing else.
+//! wins. A separate thread writes it, so that a hanging disk blocks nothing else. One process at a time owns the file:
+//! the one that has `[admin] address`, through which all runtime changes come.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
@@ -107,8 +108,19 @@ pub(crate) enum Persistence {
 
 #[derive(Debug)]
 struct Writing {
+    path: PathBuf,
     wanted: Arc<Wanted>,
     written: watch::Receiver<Written>,
+    /// `None` once the thread is started, or if the file must not be overwritten.
+    waiting: Mutex<Option<Waiting>>,
+}
+
+/// What the thread needs to start.
+#[derive(Debug)]
+struct Waiting {
+    written: watch::Sender<Written>,
+    /// The changes in the file when it was opened.
+    read: Edits,
 }
 
 /// What is to be written next. Newer changes replace those that still wait.
@@ -142,14 +154,35 @@ struct Document {
 
 impl StateFile {
     /// Opens the file and reads it. A corrupt file is set aside under another name and does not prevent the start. A
-    /// file that cannot be read, or set aside, is not overwritten. Without a path nothing is persisted.
+    /// file that cannot be read, or set aside, is not overwritten. Without a path nothing is persisted. Nothing is
+    /// written before [`Self::own`].
     pub(crate) fn open(path: Option<PathBuf>) -> (Self, Edits) {
         let Some(path) = path else { return (Self { secret: random_secret(), writing: None }, Edits::default()) };
         let found = read_or_set_aside(&path);
         let may_write = found.is_ok();
         let (secret, edits) = found.ok().flatten().unwrap_or_else(|| (random_secret(), Edits::default()));
-        let writing = Writing::start(path, secret.clone(), may_write);
+        let writing = Writing::new(path, may_write, &edits);
         (Self { secret, writing: Some(writing) }, edits)
+    }
+
+    /// Begins to write what is requested, in a thread that ends when the file is released or closed: this process owns
+    /// the file. Returns the changes in it if its former owner has changed them since it was opened. Only the first
+    /// call has an effect.
+    pub(crate) fn own(&self) -> Option<Edits> {
+        let writing = self.writing.as_ref()?;
+        let Waiting { written, read } = writing.waiting.lock().unwrap_or_else(PoisonError::into_inner).take()?;
+        // What is wrong with the file was reported when it was opened.
+        let now = fs::read(&writing.path).ok().and_then(|bytes| parse(&bytes).ok());
+        writing.start(self.secret.clone(), written);
+        now.map(|(_, edits)| edits).filter(|edits| *edits != read)
+    }
+
+    /// Leaves the file to another process: later changes are not written. Waits for those requested so far, for at most
+    /// `patience`.
+    #[cfg(any(test, feature = "pingora-proxy"))]
+    pub(crate) async fn release(&self, patience: Duration) -> Persistence {
+        self.close();
+        self.persistence(patience).await
     }
 
     /// Requests that the changes are written, without waiting.
@@ -173,8 +206,8 @@ impl StateFile {
     }
 }
 
-impl Drop for StateFile {
-    fn drop(&mut self) {
+impl StateFile {
+    fn close(&self) {
         if let Some(writing) = &self.writing {
             writing.wanted.newest().is_closed = true;
             writing.wanted.changed.notify_one();
@@ -182,14 +215,24 @@ impl Drop for StateFile {
     }
 }
 
+impl Drop for StateFile {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
 impl Writing {
-    /// Starts the thread that writes. It ends when the file is closed.
-    fn start(path: PathBuf, secret: Secret, may_write: bool) -> Self {
+    fn new(path: PathBuf, may_write: bool, read: &Edits) -> Self {
         let (sender, written) = watch::channel(Written { number: 0, is_saved: true });
-        let wanted = Arc::new(Wanted::default());
-        let mine = Arc::clone(&wanted);
+        let waiting = may_write.then(|| Waiting { written: sender, read: read.clone() });
+        Self { path, wanted: Arc::default(), written, waiting: Mutex::new(waiting) }
+    }
+
+    /// Starts the thread that writes. It ends when the file is closed.
+    fn start(&self, secret: Secret, written: watch::Sender<Written>) {
+        let (path, wanted) = (self.path.clone(), Arc::clone(&self.wanted));
         let write = move || {
-            while let Some((number, edits)) = mine.next() {
+            while let Some((number, edits)) = wanted.next() {
                 let saved = save(&path, &secret, &edits);
                 if let Err(e) = &saved {
                     tracing::warn!(
@@ -198,19 +241,21 @@ impl Writing {
                         path.display(),
                     );
                 }
-                sender.send_replace(Written { number, is_saved: saved.is_ok() });
+                written.send_replace(Written { number, is_saved: saved.is_ok() });
             }
         };
-        if may_write && let Err(e) = thread::Builder::new().name("state".to_owned()).spawn(write) {
+        if let Err(e) = thread::Builder::new().name("state".to_owned()).spawn(write) {
             tracing::warn!("no thread can be started to write the state file: {e}; changes end with this process");
         }
-        Self { wanted, written }
     }
 }
 
 impl Wanted {
     fn put(&self, edits: Edits) {
         let mut newest = self.newest();
+        if newest.is_closed {
+            return;
+        }
         newest.number += 1;
         newest.edits = Some(edits);
         self.changed.notify_one();
@@ -337,6 +382,8 @@ mod tests {
     use crate::config::backend::AdminState;
     use crate::config::{BackendConfig, Config};
 
+    const LIMIT: Duration = Duration::from_secs(20);
+
     fn config(text: &str) -> Config {
         let text = format!("[[listener]]\naddress = \"127.0.0.1:0\"\n{text}\n[[route]]\npool = \"app\"\n");
         crate::config::toml::read(&text, Path::new("/evenkeel.toml")).expect("valid")
@@ -405,10 +452,32 @@ mod tests {
         let edits = Edits::between(&file(), &changed());
         state.keep(Edits::default());
         state.keep(edits.clone());
-        assert_eq!(state.persistence(Duration::from_secs(20)).await, Persistence::Saved);
+        assert_eq!(state.own(), None);
+        assert_eq!(state.persistence(LIMIT).await, Persistence::Saved);
         let (again, read) = StateFile::open(Some(path));
         assert_eq!(read, edits);
         assert_eq!(again.secret, state.secret);
+    }
+
+    #[tokio::test]
+    async fn a_process_that_takes_over_sees_the_last_changes_of_the_one_before() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("evenkeel.state.json");
+        let (former, _) = StateFile::open(Some(path.clone()));
+        former.keep(Edits::default());
+        former.own();
+        assert_eq!(former.persistence(LIMIT).await, Persistence::Saved);
+        let (next, none) = StateFile::open(Some(path.clone()));
+        next.keep(none);
+        let edits = Edits::between(&file(), &changed());
+        former.keep(edits.clone());
+        assert_eq!(former.release(LIMIT).await, Persistence::Saved);
+        former.keep(Edits::default());
+        assert_eq!(next.own(), Some(edits.clone()), "the next one has written nothing so far");
+        next.keep(edits.clone());
+        assert_eq!(next.persistence(LIMIT).await, Persistence::Saved);
+        assert_eq!(StateFile::open(Some(path)).1, edits, "nor has the former one since");
+        assert_eq!(next.own(), None);
     }
 
     #[tokio::test]
@@ -419,8 +488,9 @@ mod tests {
         std::os::unix::fs::symlink(&path, &path).expect("a file system with links");
         let (state, none) = StateFile::open(Some(path.clone()));
         assert_eq!(none, Edits::default());
+        state.own();
         state.keep(Edits::between(&file(), &changed()));
-        assert_eq!(state.persistence(Duration::from_secs(20)).await, Persistence::Failed);
+        assert_eq!(state.persistence(LIMIT).await, Persistence::Failed);
         assert!(fs::symlink_metadata(&path).expect("still there").is_symlink());
     }
 
@@ -453,8 +523,9 @@ mod tests {
         let path = folder.path().join("s".repeat(251));
         fs::write(&path, "{").expect("writable");
         let (state, _) = StateFile::open(Some(path.clone()));
+        state.own();
         state.keep(Edits::between(&file(), &changed()));
-        assert_eq!(state.persistence(Duration::from_secs(20)).await, Persistence::Failed);
+        assert_eq!(state.persistence(LIMIT).await, Persistence::Failed);
         assert_eq!(fs::read(&path).expect("still there"), b"{");
     }
 

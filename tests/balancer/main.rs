@@ -26,6 +26,7 @@ mod metrics;
 mod names;
 mod observability;
 mod pingora;
+mod pingora_server;
 mod reload;
 mod retry;
 mod sites;

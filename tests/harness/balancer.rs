@@ -22,12 +22,29 @@ pub struct Balancer {
     directory: TempDir,
     listener: Port,
     admin: Port,
+    /// What runs, from the next start on.
+    pub program: Program,
+    /// Options of the program, from the next start on.
+    pub options: Vec<&'static str>,
     /// Sent with every admin request.
     pub token: Option<String>,
     /// Environment variables, from the next start on.
     pub environment: Vec<(String, String)>,
     /// The limit on open files, from the next start on; `None`: that of the tests.
     pub most_files: Option<usize>,
+}
+
+/// What handles the requests of a test.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Program {
+    /// `evenkeel run`.
+    Run,
+    /// A Pingora server with Evenkeel as its proxy.
+    PingoraProxy,
+    /// The same with the filter of the example around it.
+    PingoraFilter,
+    /// A Pingora server with Evenkeel's engine.
+    PingoraEngine,
 }
 
 /// The content of `/metrics`.
@@ -66,6 +83,8 @@ impl Balancer {
             directory,
             listener: Port::reserve(),
             admin: Port::reserve(),
+            program: Program::of_environment(),
+            options: Vec::new(),
             token: None,
             environment: Vec::new(),
             most_files: None,
@@ -85,7 +104,7 @@ impl Balancer {
     }
 
     fn command(&self) -> Command {
-        let (program, arguments) = under_test();
+        let (program, arguments) = self.program.command();
         let mut command = match self.most_files {
             Some(files) => {
                 let mut command = Command::new("prlimit");
@@ -94,7 +113,7 @@ impl Balancer {
             }
             None => Command::new(program),
         };
-        command.args(arguments).arg(self.config_file()).current_dir(self.directory.path());
+        command.args(arguments).args(&self.options).arg(self.config_file()).current_dir(self.directory.path());
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         command
     }
@@ -166,6 +185,13 @@ impl Balancer {
 
     pub fn admin_address(&self) -> SocketAddr {
         self.admin.address()
+    }
+
+    /// Starts the program once more, beside the process so far, which is returned.
+    pub fn launch_another(&mut self) -> Process {
+        let former = self.process.take().expect("a started balancer");
+        self.launch();
+        former
     }
 
     pub fn process(&mut self) -> &mut Process {
@@ -314,16 +340,28 @@ pub fn program() -> PathBuf {
     built("evenkeel", "evenkeel", "EVENKEEL_BIN")
 }
 
-/// The program that handles a test's requests, and the arguments before its file: `evenkeel run`, unless `EVENKEEL_IN`
-/// selects Evenkeel in a Pingora server, with Pingora's proxy (`pingora-proxy`) or with its own engine
-/// (`pingora-engine`).
-fn under_test() -> (PathBuf, &'static [&'static str]) {
-    const SERVER: &str = "pingora-server";
-    match std::env::var("EVENKEEL_IN").as_deref() {
-        Err(_) => (program(), &["run", "--config"]),
-        Ok("pingora-proxy") => (built(SERVER, SERVER, "PINGORA_SERVER_BIN"), &[]),
-        Ok("pingora-engine") => (built(SERVER, SERVER, "PINGORA_SERVER_BIN"), &["--engine"]),
-        Ok(other) => panic!("EVENKEEL_IN is {other:?}: write pingora-proxy or pingora-engine"),
+impl Program {
+    /// `evenkeel run`, unless `EVENKEEL_IN` selects Evenkeel in a Pingora server, with Pingora's proxy
+    /// (`pingora-proxy`) or with its own engine (`pingora-engine`).
+    fn of_environment() -> Self {
+        match std::env::var("EVENKEEL_IN").as_deref() {
+            Err(_) => Self::Run,
+            Ok("pingora-proxy") => Self::PingoraProxy,
+            Ok("pingora-engine") => Self::PingoraEngine,
+            Ok(other) => panic!("EVENKEEL_IN is {other:?}: write pingora-proxy or pingora-engine"),
+        }
+    }
+
+    /// The program, and its first arguments; more options, and the configuration file, follow.
+    fn command(self) -> (PathBuf, &'static [&'static str]) {
+        let server = || built("pingora-server", "pingora-server", "PINGORA_SERVER_BIN");
+        match self {
+            // The file follows.
+            Self::Run => (program(), &["run", "--config"]),
+            Self::PingoraProxy => (server(), &[]),
+            Self::PingoraFilter => (server(), &["--filter"]),
+            Self::PingoraEngine => (server(), &["--engine"]),
+        }
     }
 }
 

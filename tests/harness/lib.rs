@@ -32,7 +32,7 @@ pub mod redis_cluster;
 pub mod websocket;
 pub mod wire;
 
-pub use balancer::{Balancer, Metrics, evenkeel};
+pub use balancer::{Balancer, Metrics, Program, evenkeel};
 pub use config::{Config, Pool};
 pub use deadline::{eventually, found_eventually, within};
 pub use dns::Dns;

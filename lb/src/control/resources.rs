@@ -17,6 +17,9 @@ pub(crate) trait Resources: Send + Sync {
 
     /// The certificates in use.
     fn certificates(&self) -> Vec<ListenerCertificate>;
+
+    /// Reopens the files of the access logs before their next lines, for rotation.
+    fn reopen_logs(&self) {}
 }
 
 /// A certificate of a listener, or a file that could not be loaded as one.

@@ -13,8 +13,9 @@ use async_trait::async_trait;
 use pingora_core::apps::ServerApp;
 use pingora_core::protocols::l4::socket;
 use pingora_core::protocols::{ALPN, Stream};
-use pingora_core::server::ShutdownWatch;
 use pingora_core::server::configuration::ServerConf;
+use pingora_core::server::{Server, ShutdownWatch};
+use rustix::process::{Resource, getrlimit};
 use tokio::runtime::{Handle, RuntimeFlavor};
 
 use super::head;
@@ -55,10 +56,10 @@ struct Threads {
 }
 
 impl App {
-    /// For a service with the number of threads in `server`. `open_files`: the process's limit on open files. `Err`:
-    /// the configuration requires something that is left to Pingora's server, or the server moves connections between
-    /// threads.
-    pub fn new(control: &Arc<Control>, server: &ServerConf, open_files: usize) -> anyhow::Result<Self> {
+    /// For a service with the number of threads in `server`. Limits on connections follow from the process's limit on
+    /// open files. `Err`: the configuration requires something that is left to Pingora's server, or the server moves
+    /// connections between threads.
+    pub fn new(control: &Arc<Control>, server: &ServerConf) -> anyhow::Result<Self> {
         let config = &control.snapshot().config;
         let host = Host::new(Mode::Engine, server);
         host.check(config)?;
@@ -69,6 +70,7 @@ impl App {
         let opened = access_log.open(&AccessLogSpec::of(config));
         access_log.switch(opened.map_err(|refused| anyhow::anyhow!(cannot_log(&refused)))?);
         let threads = server.threads.max(1);
+        let open_files = open_files();
         let (limit, warning) = connection_limits(&config.server, open_files);
         if let Some(warning) = warning {
             tracing::warn!("{warning}");
@@ -96,8 +98,9 @@ impl App {
         })
     }
 
-    /// The probes and the admin API, to be added to the server as a service. Binds the admin API's address immediately.
-    pub fn management(&self) -> anyhow::Result<Management> {
+    /// The probes and the admin API, to be added to `server` as a service. Binds the admin API's address immediately,
+    /// or, in an upgrade, as soon as the process that is replaced gives it up.
+    pub fn management(&self, server: &Server) -> anyhow::Result<Management> {
         let EngineContext { control, access_log, max_idle, shutdown, client_limit, backend_limit, handshake_limit } =
             &self.context;
         let resources = AppResources {
@@ -110,7 +113,8 @@ impl App {
             open_files: self.open_files,
             threads: self.thread_states.len(),
         };
-        Management::new(Arc::clone(control), shutdown.clone(), Arc::clone(client_limit), Arc::new(resources), None)
+        let (control, client_limit) = (Arc::clone(control), Arc::clone(client_limit));
+        Management::new(server, control, shutdown.clone(), client_limit, Arc::new(resources), None)
     }
 
     /// The engine of this thread for connections to `local`. `None`: this thread cannot serve.
@@ -135,6 +139,12 @@ impl App {
         threads.engines.insert((this, address.clone()), Arc::clone(&engine));
         Some(engine)
     }
+}
+
+/// How many files the process may open.
+fn open_files() -> usize {
+    let limit = getrlimit(Resource::Nofile).current;
+    limit.and_then(|files| usize::try_from(files).ok()).unwrap_or(usize::MAX)
 }
 
 /// Whether the current task stays on its thread.
@@ -230,5 +240,9 @@ impl Resources for AppResources {
 
     fn certificates(&self) -> Vec<ListenerCertificate> {
         Vec::new()
+    }
+
+    fn reopen_logs(&self) {
+        self.access_log.reopen();
     }
 }

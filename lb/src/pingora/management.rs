@@ -1,17 +1,28 @@
-//! The tasks of an embedded balancer besides requests: probes, name resolution, ends of ejections, the admin API.
+//! The tasks of an embedded balancer besides requests: probes, name resolution, ends of ejections, the admin API,
+//! signals.
+//!
+//! In an upgrade (SIGQUIT) two processes serve requests for a while. The admin API's address, and the state file with
+//! it, belong to one of them: the former process finishes the admin API's requests, has the last changes written, and
+//! then closes its socket. The new process, which has been trying to bind the address, then reads those changes.
 
+use std::io::{self, ErrorKind};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use anyhow::bail;
 use async_trait::async_trait;
-use pingora_core::server::ShutdownWatch;
+use pingora_core::server::{ExecutionPhase, Server, ShutdownWatch};
 use pingora_core::services::ServiceReadyNotifier;
 use pingora_core::services::background::BackgroundService;
 use tokio::net::{TcpStream, UnixStream};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::broadcast::Receiver;
+use tokio::sync::broadcast::error::RecvError;
 use tokio::task::JoinSet;
 
 use super::connections::Connections;
@@ -23,9 +34,10 @@ use crate::control::Control;
 use crate::control::resources::Resources;
 use crate::exchange::refusal::Refusal;
 use crate::listen::sockets::cannot_listen;
-use crate::probe;
-use crate::server::first_probes;
+use crate::log::Log;
 use crate::shutdown::{Phase, Shutdown};
+use crate::state::Persistence;
+use crate::{probe, server};
 
 /// How often idle connections to backends are checked.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
@@ -35,6 +47,10 @@ const CONNECT_INTERVAL: Duration = Duration::from_millis(2);
 /// Longer than the first probes and the server together may take.
 const START_TIMEOUT: Duration = Duration::from_secs(15);
 const START_INTERVAL: Duration = Duration::from_millis(5);
+/// How often the admin API's address is tried while another process has it.
+const BIND_INTERVAL: Duration = Duration::from_millis(10);
+/// The former process gives it up within a moment, unless it cannot.
+const BIND_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A service of a Pingora server (`background_service`). Requests wait until it has probed every backend, but five
 /// seconds at most.
@@ -42,11 +58,18 @@ pub struct Management {
     control: Arc<Control>,
     client_limit: Arc<ConnectionLimit>,
     shutdown: Shutdown,
-    /// The admin API's socket, until it is started.
-    listener: Mutex<Option<TcpListener>>,
+    /// What starts with the service. `None` afterwards.
+    start: Mutex<Option<Start>>,
+    takes_signals: bool,
     /// Held as long as it checks reloads.
     _resources: Arc<dyn Resources>,
     connections: Option<Arc<Connections>>,
+}
+
+struct Start {
+    /// The admin API's socket; `None`: the process that this one replaces has it.
+    listener: Option<TcpListener>,
+    phases: Receiver<ExecutionPhase>,
 }
 
 /// Whether requests can be served; early requests wait for it.
@@ -74,41 +97,54 @@ impl Started {
 
 impl Management {
     pub(super) fn new(
+        server: &Server,
         control: Arc<Control>,
         shutdown: Shutdown,
         client_limit: Arc<ConnectionLimit>,
         resources: Arc<dyn Resources>,
         connections: Option<&Arc<Connections>>,
     ) -> anyhow::Result<Self> {
+        let phases = server.watch_execution_phase();
         let address = control.snapshot().config.admin.address;
-        let listener = TcpListener::bind(address)
-            .and_then(|listener| listener.set_nonblocking(true).map(|()| listener))
-            .map_err(|e| anyhow::anyhow!(cannot_listen(&address.into(), "[admin] address", &e)))?;
+        let is_upgrade = server.options.as_ref().is_some_and(|options| options.upgrade);
+        let listener = match bind(address) {
+            Ok(listener) => Some(listener),
+            Err(e) if is_upgrade && e.kind() == ErrorKind::AddrInUse => None,
+            Err(e) => bail!(cannot_listen(&address.into(), "[admin] address", &e)),
+        };
         control.metrics.expect_refusals(Refusal::all().map(Refusal::reason));
         control.reload_with(&resources);
         let connections = connections.map(Arc::clone);
-        Ok(Self {
-            control,
-            client_limit,
-            shutdown,
-            listener: Mutex::new(Some(listener)),
-            _resources: resources,
-            connections,
-        })
+        let start = Mutex::new(Some(Start { listener, phases }));
+        Ok(Self { control, client_limit, shutdown, start, takes_signals: false, _resources: resources, connections })
+    }
+
+    /// Has SIGHUP reload the configuration, and SIGUSR1 reopen the log and the access logs, as in `evenkeel run`.
+    /// Otherwise each of them ends the process, unless the program does something else with it.
+    #[must_use]
+    pub fn with_signals(mut self) -> Self {
+        self.takes_signals = true;
+        self
     }
 
     /// Serves the admin API and probes until the result is dropped.
-    fn begin(&self) -> std::io::Result<JoinSet<()>> {
+    fn begin(&self) -> JoinSet<()> {
+        // A server with `daemon` has forked by now.
+        Log::use_thread_of_ours();
         let mut tasks = JoinSet::new();
-        let listener = self.listener.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(listener) = listener {
-            let listener = tokio::net::TcpListener::from_std(listener)?;
+        if let Some(start) = self.start.lock().unwrap_or_else(PoisonError::into_inner).take() {
             let AdminConfig { token, read_token, .. } = self.control.snapshot().config.admin.clone();
             let (control, client_limit, shutdown) =
                 (Arc::clone(&self.control), Arc::clone(&self.client_limit), self.shutdown.clone());
-            let admin = Admin { control, client_limit, token, read_token, shutdown };
-            tracing::info!(address = %self.control.snapshot().config.admin.address, "admin API ready");
-            tasks.spawn(admin::serve(listener, Arc::new(admin)));
+            tasks.spawn(administer(start, Admin { control, client_limit, token, read_token, shutdown }));
+        }
+        if self.takes_signals {
+            match take_signals(Arc::clone(&self.control)) {
+                Ok(signals) => {
+                    tasks.spawn(signals);
+                }
+                Err(e) => tracing::error!("SIGHUP and SIGUSR1 cannot be received: {e}"),
+            }
         }
         tasks.spawn(probe::run(Arc::clone(&self.control)));
         if let Some(connections) = &self.connections {
@@ -122,7 +158,7 @@ impl Management {
                 }
             });
         }
-        Ok(tasks)
+        tasks
     }
 
     /// Waits until the server listens, which Pingora does not report: as soon as the service is ready, clients may
@@ -156,6 +192,96 @@ impl Management {
     }
 }
 
+fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    let listener = TcpListener::bind(address)?;
+    listener.set_nonblocking(true)?;
+    Ok(listener)
+}
+
+/// Serves the admin API, from when its address is free until another process takes over.
+async fn administer(Start { listener, mut phases }: Start, admin: Admin) {
+    let address = admin.control.snapshot().config.admin.address;
+    let mut upgrade = pin!(upgrade(&mut phases));
+    let listener = match listener {
+        Some(listener) => listener,
+        None => tokio::select! {
+            listener = freed(address) => listener,
+            // The next process takes over from the former one.
+            () = &mut upgrade => return,
+        },
+    };
+    let listener = match tokio::net::TcpListener::from_std(listener) {
+        Ok(listener) => listener,
+        Err(e) => return tracing::error!("the admin API cannot be served: {e}"),
+    };
+    let control = Arc::clone(&admin.control);
+    // Reads no more than a small file, as the start did.
+    control.own_state();
+    tracing::info!(%address, "admin API ready");
+    admin::serve(&listener, Arc::new(admin), upgrade).await;
+    if control.release_state(server::LAST_CHANGES_TIMEOUT).await == Persistence::Pending {
+        tracing::error!(
+            "the disk does not take the state file: the process that takes over lacks the last changes made at run time"
+        );
+    }
+    // Only now may the other process read that file.
+    drop(listener);
+    tracing::info!(%address, "the admin API is left to the process that takes over");
+}
+
+/// Waits until the server is told to hand over to another process.
+async fn upgrade(phases: &mut Receiver<ExecutionPhase>) {
+    loop {
+        match phases.recv().await {
+            Ok(ExecutionPhase::GracefulUpgradeTransferringFds) => return,
+            Ok(_) | Err(RecvError::Lagged(_)) => {}
+            // The server has ended.
+            Err(RecvError::Closed) => std::future::pending().await,
+        }
+    }
+}
+
+/// Binds the admin API's address once the process that this one replaces has given it up.
+async fn freed(address: SocketAddr) -> TcpListener {
+    tracing::warn!(
+        "[admin] address {address} still belongs to the process that this one replaces: requests are served, and the \
+         admin API as soon as the address is free"
+    );
+    let began = Instant::now();
+    let mut is_told = false;
+    loop {
+        match bind(address) {
+            Ok(listener) => return listener,
+            Err(e) if began.elapsed() > BIND_TIMEOUT && !is_told => {
+                is_told = true;
+                tracing::error!(
+                    "there is no admin API, and no change at run time is possible: {}; it is still tried",
+                    cannot_listen(&address.into(), "[admin] address", &e)
+                );
+            }
+            Err(_) => {}
+        }
+        tokio::time::sleep(BIND_INTERVAL).await;
+    }
+}
+
+/// The future reloads the configuration and reopens the logs, as signals tell.
+fn take_signals(control: Arc<Control>) -> io::Result<impl Future<Output = ()>> {
+    let mut hangup = signal(SignalKind::hangup())?;
+    let mut user1 = signal(SignalKind::user_defined1())?;
+    Ok(async move {
+        loop {
+            tokio::select! {
+                _ = hangup.recv() => drop(tokio::spawn(server::reload(Arc::clone(&control)))),
+                _ = user1.recv() => {
+                    Log::reopen_ours();
+                    control.reopen_logs();
+                }
+            }
+        }
+    })
+}
+
 async fn can_connect(address: &SocketAddress) -> bool {
     match address {
         SocketAddress::Ip(address) => TcpStream::connect(reachable(*address)).await.is_ok(),
@@ -183,11 +309,8 @@ fn reachable(address: SocketAddr) -> SocketAddr {
 #[async_trait]
 impl BackgroundService for Management {
     async fn start_with_ready_notifier(&self, mut stopping: ShutdownWatch, ready: ServiceReadyNotifier) {
-        let _tasks = match self.begin() {
-            Ok(tasks) => tasks,
-            Err(e) => return tracing::error!("the admin API cannot be served: {e}"),
-        };
-        first_probes(&self.control).await;
+        let _tasks = self.begin();
+        server::first_probes(&self.control).await;
         ready.notify_ready();
         self.listening().await;
         self.shutdown.run();

@@ -12,6 +12,7 @@ use bytes::Bytes;
 use http::{Version, header};
 use pingora_core::prelude::{Error, ErrorSource, ErrorType};
 use pingora_core::protocols::Digest;
+use pingora_core::server::Server;
 use pingora_core::server::configuration::ServerConf;
 use pingora_core::upstreams::peer::HttpPeer;
 use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
@@ -86,11 +87,13 @@ impl Proxy {
         Ok(Self { control: Arc::clone(control), host, connections: Arc::default(), started: Started::default() })
     }
 
-    /// The probes and the admin API, to be added to the server as a service. Binds the admin API's address immediately.
-    pub fn management(&self) -> anyhow::Result<Management> {
+    /// The probes and the admin API, to be added to `server` as a service. Binds the admin API's address immediately,
+    /// or, in an upgrade, as soon as the process that is replaced gives it up.
+    pub fn management(&self, server: &Server) -> anyhow::Result<Management> {
         let (control, shutdown) = (Arc::clone(&self.control), self.started.shutdown.clone());
         // Pingora does not report the number of clients.
         Management::new(
+            server,
             control,
             shutdown,
             ConnectionLimit::new(0),
@@ -511,9 +514,16 @@ impl ProxyHttp for Proxy {
         e
     }
 
-    async fn fail_to_proxy(&self, session: &mut Session, _: &Error, ctx: &mut Context) -> FailToProxy {
+    async fn fail_to_proxy(&self, session: &mut Session, e: &Error, ctx: &mut Context) -> FailToProxy {
         let nothing = FailToProxy { error_code: 0, can_reuse_downstream: false };
-        let Ok(state) = ctx.state() else { return nothing };
+        let Ok(state) = ctx.state() else {
+            // An error of a filter around this proxy, before it saw the request.
+            let ErrorType::HTTPStatus(status) = *e.etype() else { return nothing };
+            return match session.respond_error(status).await {
+                Ok(()) => FailToProxy { error_code: status, can_reuse_downstream: false },
+                Err(_) => nothing,
+            };
+        };
         if let Next::Open(_) | Next::Queue(_) = state.next {
             // Pingora makes no more attempts than `max_retries`.
             let last = state.exchange.as_ref().and_then(|exchange| exchange.outcome().failure);

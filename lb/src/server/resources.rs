@@ -89,6 +89,10 @@ impl Resources for RunningResources {
     fn certificates(&self) -> Vec<ListenerCertificate> {
         self.listeners.certificates()
     }
+
+    fn reopen_logs(&self) {
+        self.access_log.reopen();
+    }
 }
 
 /// The limit on idle backend connections of each thread. Half of all backend connections remain for busy ones, because

@@ -2,10 +2,12 @@
 //! admin API. Pingora's proxy carries the requests, or with `--engine` Evenkeel's own engine. docs/pingora.md tells more.
 //!
 //! ```sh
-//! cargo run --package pingora-server -- [--engine] evenkeel.toml [ADDRESS CERTIFICATE KEY]
+//! cargo run --package pingora-server -- [--engine | --filter] [--upgrade] [--daemon] evenkeel.toml [ADDRESS CERTIFICATE KEY]
 //! ```
 //!
-//! At ADDRESS it speaks TLS, as Pingora does.
+//! With `--filter` there is a filter of our own before Evenkeel's proxy. At ADDRESS it speaks TLS, as Pingora does.
+
+mod filter;
 
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
@@ -22,26 +24,39 @@ use evenkeel::metrics::Metrics;
 use evenkeel::pingora::{App, Management, Proxy};
 use pingora_core::apps::HttpServerOptions;
 use pingora_core::listeners::tls::TlsSettings;
-use pingora_core::prelude::{Server, background_service};
+use pingora_core::prelude::{Opt, Server, background_service};
 use pingora_core::server::RunArgs;
 use pingora_core::server::configuration::ServerConf;
 use pingora_core::services::ServiceWithDependents;
 use pingora_core::services::listening::Service;
-use pingora_proxy::ProxyServiceBuilder;
-use rustix::process::{Resource, getrlimit};
+use pingora_proxy::{HttpProxy, ProxyHttp, ProxyServiceBuilder};
+
+use crate::filter::Filtered;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
+const USAGE: &str =
+    "write: pingora-server [--engine | --filter] [--upgrade] [--daemon] evenkeel.toml [ADDRESS CERTIFICATE KEY]";
+
+/// What carries the requests.
+#[derive(Clone, Copy)]
+enum Way {
+    Proxy,
+    FilteredProxy,
+    Engine,
+}
+
+struct Arguments {
+    way: Way,
+    pingora: Opt,
+    path: PathBuf,
+    /// Address, certificate and key.
+    tls: Option<[String; 3]>,
+}
+
 fn main() -> anyhow::Result<()> {
-    let mut arguments: Vec<String> = std::env::args().skip(1).collect();
-    let by_engine = arguments.first().is_some_and(|first| first == "--engine");
-    arguments.drain(..usize::from(by_engine));
-    let (path, tls) = match &*arguments {
-        [path] => (PathBuf::from(path), None),
-        [path, address, certificate, key] => (PathBuf::from(path), Some([address, certificate, key])),
-        _ => bail!("write: pingora-server [--engine] evenkeel.toml [ADDRESS CERTIFICATE KEY]"),
-    };
+    let Arguments { way, pingora, path, tls } = arguments()?;
     let (config, warnings) = read(&path)?;
     let metrics = Arc::new(Metrics::new());
     // To the end, so that the last lines are written.
@@ -49,26 +64,54 @@ fn main() -> anyhow::Result<()> {
     for warning in warnings {
         tracing::warn!("{}", warning.in_file(&path));
     }
-    let mut server = Server::new_with_opt_and_conf(None, of_pingora(&config.server));
+    let mut server = Server::new_with_opt_and_conf(pingora, of_pingora(&config.server, &path));
     server.bootstrap();
     let control = Arc::new(Control::new(&path, config.clone(), metrics));
-    if by_engine {
-        let app = App::new(&control, &server.configuration, open_files())?;
-        let management = app.management()?;
-        let service = Service::new("evenkeel".to_owned(), app);
-        add(&mut server, management, listening(service, &config, tls)?);
-    } else {
-        let proxy = Proxy::new(&control, &server.configuration)?;
-        let management = proxy.management()?;
-        let mut options = HttpServerOptions::default();
-        // A service has them once, each listener of the file for itself.
-        options.h2c = config.listeners.iter().all(|listener| listener.settings.h2c);
-        options.h2_idle_timeout = config.listeners.iter().map(|listener| listener.settings.keepalive_timeout).max();
-        let service = ProxyServiceBuilder::new(&server.configuration, proxy).server_options(options).build();
-        add(&mut server, management, listening(service, &config, tls)?);
+    match way {
+        Way::Engine => {
+            let app = App::new(&control, &server.configuration)?;
+            let management = app.management(&server)?;
+            let service = Service::new("evenkeel".to_owned(), app);
+            add(&mut server, management, listening(service, &config, tls)?);
+        }
+        Way::Proxy => {
+            let proxy = Proxy::new(&control, &server.configuration)?;
+            let management = proxy.management(&server)?;
+            let service = service(&server.configuration, &config, proxy);
+            add(&mut server, management, listening(service, &config, tls)?);
+        }
+        Way::FilteredProxy => {
+            let proxy = Proxy::new(&control, &server.configuration)?;
+            let management = proxy.management(&server)?;
+            let service = service(&server.configuration, &config, Filtered { proxy });
+            add(&mut server, management, listening(service, &config, tls)?);
+        }
     }
     server.run(RunArgs::default());
     Ok(())
+}
+
+fn arguments() -> anyhow::Result<Arguments> {
+    let (mut way, mut pingora, mut rest) = (Way::Proxy, Opt::default(), Vec::new());
+    for argument in std::env::args().skip(1) {
+        match argument.as_str() {
+            "--engine" => way = Way::Engine,
+            "--filter" => way = Way::FilteredProxy,
+            "--upgrade" | "-u" => pingora.upgrade = true,
+            "--daemon" | "-d" => pingora.daemon = true,
+            option if option.starts_with('-') => bail!("{option} is unknown; {USAGE}"),
+            _ => rest.push(argument),
+        }
+    }
+    let mut rest = rest.into_iter();
+    let Some(path) = rest.next() else { bail!(USAGE) };
+    let tls = match (rest.next(), rest.next(), rest.next(), rest.next()) {
+        (None, ..) => None,
+        (Some(address), Some(certificate), Some(key), None) => Some([address, certificate, key]),
+        _ => bail!(USAGE),
+    };
+    // A daemon changes its working directory.
+    Ok(Arguments { way, pingora, path: std::path::absolute(path)?, tls })
 }
 
 fn read(path: &Path) -> anyhow::Result<(Config, Vec<Problem>)> {
@@ -83,8 +126,10 @@ fn read(path: &Path) -> anyhow::Result<(Config, Vec<Problem>)> {
     }
 }
 
-/// What of Pingora's settings Evenkeel's file has.
-fn of_pingora(server: &ServerConfig) -> ServerConf {
+/// What of Pingora's settings Evenkeel's file has. Pingora's own files stand beside it, so that several servers do not
+/// meet in /tmp.
+fn of_pingora(server: &ServerConfig, path: &Path) -> ServerConf {
+    let beside = |extension| path.with_extension(extension).to_string_lossy().into_owned();
     ServerConf {
         threads: server.threads,
         // The engine keeps a connection on one thread.
@@ -95,12 +140,26 @@ fn of_pingora(server: &ServerConfig) -> ServerConf {
         upstream_keepalive_pool_size: server.idle_connections.div_ceil(server.threads),
         // More than Evenkeel ever makes of one request.
         max_retries: 33,
+        upgrade_sock: beside("upgrade.sock"),
+        pid_file: beside("pid"),
         ..ServerConf::default()
     }
 }
 
+fn service<P>(server: &Arc<ServerConf>, config: &Config, proxy: P) -> Service<HttpProxy<P>>
+where
+    P: ProxyHttp + Send + Sync + 'static,
+    P::CTX: Send + Sync + 'static,
+{
+    let mut options = HttpServerOptions::default();
+    // A service has them once, each listener of the file for itself.
+    options.h2c = config.listeners.iter().all(|listener| listener.settings.h2c);
+    options.h2_idle_timeout = config.listeners.iter().map(|listener| listener.settings.keepalive_timeout).max();
+    ProxyServiceBuilder::new(server, proxy).server_options(options).build()
+}
+
 /// Has the service listen at the addresses of the file, and at one with TLS.
-fn listening<A>(mut service: Service<A>, config: &Config, tls: Option<[&String; 3]>) -> anyhow::Result<Service<A>> {
+fn listening<A>(mut service: Service<A>, config: &Config, tls: Option<[String; 3]>) -> anyhow::Result<Service<A>> {
     for listener in &config.listeners {
         let permissions = listener.socket_file.as_ref().map(|rights| Permissions::from_mode(rights.mode));
         listener.addresses.iter().for_each(|address| match address {
@@ -109,19 +168,14 @@ fn listening<A>(mut service: Service<A>, config: &Config, tls: Option<[&String; 
         });
     }
     if let Some([address, certificate, key]) = tls {
-        let mut settings = TlsSettings::intermediate(certificate, key)?;
+        let mut settings = TlsSettings::intermediate(&certificate, &key)?;
         settings.enable_h2();
-        service.add_tls_with_settings(address, None, settings);
+        service.add_tls_with_settings(&address, None, settings);
     }
     Ok(service)
 }
 
 fn add(server: &mut Server, management: Management, service: impl ServiceWithDependents + 'static) {
-    server.add_service(background_service("evenkeel", management));
+    server.add_service(background_service("evenkeel", management.with_signals()));
     server.add_service(service);
-}
-
-/// How many files the process may open.
-fn open_files() -> usize {
-    getrlimit(Resource::Nofile).current.and_then(|files| usize::try_from(files).ok()).unwrap_or(usize::MAX)
 }

@@ -11,14 +11,18 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tests::{Balancer, Config, Origin, Program, Request, Wire, eventually, found_eventually};
 
-/// A balancer in a Pingora server, prepared with a short grace period, all of which Pingora takes to stop.
-fn prepare(program: Program, config: Config) -> Balancer {
-    let mut balancer = Balancer::prepare(&config.server("shutdown_timeout = \"1s\""));
+/// With a short grace period, all of which Pingora takes to stop.
+fn config<'a>(origins: impl IntoIterator<Item = &'a Origin>) -> Config {
+    Config::of(origins).server("shutdown_timeout = \"1s\"")
+}
+
+fn prepare(program: Program, config: &Config) -> Balancer {
+    let mut balancer = Balancer::prepare(config);
     balancer.program = program;
     balancer
 }
 
-async fn start(program: Program, config: Config) -> Balancer {
+async fn start(program: Program, config: &Config) -> Balancer {
     let mut balancer = prepare(program, config);
     balancer.start_again().await;
     balancer
@@ -46,7 +50,7 @@ async fn visit(address: SocketAddr, is_over: Arc<AtomicBool>) {
 // The new process could not bind the admin API's address, and ended after it had taken the listening sockets.
 async fn is_upgraded_without_losing_a_request_or_a_change(program: Program) {
     let origins = Origin::several(["a", "b"]).await;
-    let mut balancer = start(program, Config::of(&origins)).await;
+    let mut balancer = start(program, &config(&origins)).await;
     balancer.switch_algorithm("ip-hash").await;
     let former_etag = etag(&balancer).await.expect("an answer");
     let address = balancer.address();
@@ -129,7 +133,7 @@ impl Drop for Daemon {
 async fn a_daemon_writes_its_logs_and_its_state() {
     let a = Origin::start("a").await;
     let sections = "[access_log]\nfile = \"access.log\"\n[log]\nfile = \"evenkeel.log\"";
-    let mut balancer = prepare(Program::PingoraEngine, Config::of([&a]).section(sections));
+    let mut balancer = prepare(Program::PingoraEngine, &config([&a]).section(sections));
     balancer.options = vec!["--daemon"];
     balancer.launch();
     let status = balancer.process().end().await;
@@ -157,8 +161,7 @@ async fn a_daemon_writes_its_logs_and_its_state() {
 async fn signals_reload_the_file_and_reopen_the_logs() {
     let [a, b] = Origin::several(["a", "b"]).await;
     let sections = "[access_log]\nfile = \"access.log\"\n[log]\nfile = \"evenkeel.log\"";
-    let config = |origin: &Origin| Config::of([origin]).server("shutdown_timeout = \"1s\"").section(sections);
-    let mut balancer = start(Program::PingoraEngine, config(&a)).await;
+    let mut balancer = start(Program::PingoraEngine, &config([&a]).section(sections)).await;
     assert_eq!(balancer.get("/1").await.origin(), "a");
     balancer.lines("access.log", 1).await;
 
@@ -172,7 +175,7 @@ async fn signals_reload_the_file_and_reopen_the_logs() {
     })
     .await;
 
-    balancer.configure(&config(&b));
+    balancer.configure(&config([&b]).section(sections));
     balancer.signal(Signal::SIGHUP);
     eventually("the file is read again", async || balancer.get("/").await.origin() == "b").await;
     let log = || fs::read_to_string(balancer.file("evenkeel.log")).unwrap_or_default();
@@ -182,7 +185,7 @@ async fn signals_reload_the_file_and_reopen_the_logs() {
 #[tokio::test]
 async fn a_filter_around_the_proxy_decides_before_it_and_changes_what_it_writes() {
     let [a, b] = Origin::several(["a", "b"]).await;
-    let balancer = start(Program::PingoraFilter, Config::of([&a, &b])).await;
+    let balancer = start(Program::PingoraFilter, &config([&a, &b])).await;
     let refused = balancer.get("/").await;
     assert_eq!((refused.status, a.heads() + b.heads()), (403, 0));
     let request = Request::get("/").with("X-Api-Key", "secret-of-a");

@@ -954,9 +954,12 @@ fn many_sites_are_read_in_time_linear_in_their_number() {
         assert_eq!(config.sites.len(), sites);
         start.elapsed()
     };
-    let few = time(100);
-    let many = time(1000);
-    assert!(many < few.max(Duration::from_millis(100)) * 60, "{many:?} after {few:?}");
+    // A busy machine may interrupt one.
+    let is_linear = (0..3).any(|_| {
+        let few = time(100);
+        time(1000) < few.max(Duration::from_millis(100)) * 60
+    });
+    assert!(is_linear);
 }
 
 /// A whole configuration with much of what there is.

@@ -189,7 +189,8 @@ async fn an_unreachable_database_fails_within_the_limit_and_recovers() {
         next.as_secs_f64(),
         begun.elapsed().as_secs_f64()
     );
-    assert!(first < limit + Duration::from_millis(500) && next < Duration::from_millis(500), "{first:?}, {next:?}");
+    // One that began anew with the whole limit would take it twice.
+    assert!(first < limit * 2 && next < limit, "{first:?}, {next:?}");
 }
 
 /// The maximum number of simultaneous statements while clients send statements that are not answered, and leave when at
@@ -291,8 +292,8 @@ async fn start_waits_for_a_recovering_cratedb_cluster() {
 #[tokio::test(flavor = "multi_thread")]
 async fn cratedb_without_a_master_is_ready_for_reads_only() {
     let crate_db = CrateStandIn::start().await;
-    let hasty = Settings { overall_timeout: Duration::from_secs(1), ..settings(&crate_db.url(), None) };
-    let hasty = Settings { statement_timeout: Duration::from_secs(1), ..hasty };
+    let hasty = Settings { overall_timeout: Duration::from_secs(2), ..settings(&crate_db.url(), None) };
+    let hasty = Settings { statement_timeout: Duration::from_secs(2), ..hasty };
     let data = CrateDbData::start(hasty).await.unwrap();
     let ann = user();
     data.create_user(&ann).await.unwrap();
@@ -411,7 +412,7 @@ async fn the_stand_in_for_cratedb_answers_out_of_order() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_stand_in_for_cratedb_has_a_replica_that_lags_behind() {
     let crate_db = CrateStandIn::start().await;
-    crate_db.set_lag(Duration::from_millis(300));
+    crate_db.set_lag(Duration::from_secs(1));
     let connect = async || {
         let (client, connection) =
             tokio_postgres::connect(&one_node(&crate_db.url()), tokio_postgres::NoTls).await.unwrap();
@@ -572,6 +573,12 @@ async fn a_signup_that_timed_out_is_distinguished_from_anothers_despite_replica_
         crate_db.set_lag(Duration::from_secs(1));
         let ann = user();
         hasty.create_user(&ann).await.unwrap_err();
+        // On a busy machine it may have been given up before it came to the first copy.
+        let key = ann.name.key();
+        let has_come = async || data.user(&key).await.unwrap().is_some() || data.user(&key).await.unwrap().is_some();
+        while !has_come().await {
+            let _ = hasty.create_user(&ann).await;
+        }
         let again = if same { ann.clone() } else { User { name: ann.name.clone(), ..user() } };
         let expected = if same { Signup::Created } else { Signup::Taken };
         assert_eq!(data.create_user(&again).await.unwrap(), expected);

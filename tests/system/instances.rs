@@ -8,7 +8,7 @@ use nix::sys::signal::Signal;
 use serde_json::json;
 use tempfile::TempDir;
 use tests::app::{self, Instance};
-use tests::{Balancer, Config, Pool, Reply, Request, eventually};
+use tests::{Balancer, Config, Pool, Port, Reply, Request, eventually};
 
 const ALGORITHMS: [&str; 4] = ["round-robin", "weighted", "least-connections", "ip-hash"];
 
@@ -17,6 +17,8 @@ struct Cluster {
     balancer: Balancer,
     instances: Vec<Instance>,
     directory: TempDir,
+    /// Of the instances, also while they are stopped.
+    _ports: Vec<Port>,
 }
 
 impl Cluster {
@@ -27,18 +29,21 @@ impl Cluster {
     /// With additional flags for the instances, and `probed` as the path of the probes.
     async fn start_with(flags: &[&str], probed: &str) -> Self {
         let directory = TempDir::new().expect("a temporary directory");
-        let mut instances = Vec::new();
+        let (mut instances, mut ports) = (Vec::new(), Vec::new());
         for name in ["web1", "web2", "web3"] {
             let data = directory.path().join("data");
-            instances.push(Instance::start_with(name, &data, "127.0.0.1:0", flags).await);
+            let port = Port::reserve();
+            instances.push(Instance::start_with(name, &data, &port.address().to_string(), flags).await);
+            ports.push(port);
         }
+        // A busy machine may delay a probe, but hardly two in a row for as long.
         let probe = format!(
-            "path = \"{probed}\"\nstatus = \"200\"\ninterval = \"200ms\"\ntimeout = \"200ms\"\nrise = 1\nfall = 2"
+            "path = \"{probed}\"\nstatus = \"200\"\ninterval = \"300ms\"\ntimeout = \"300ms\"\nrise = 1\nfall = 2"
         );
         let pool = instances.iter().fold(Pool::empty("app"), |pool, i| pool.backend(&i.address.to_string(), ""));
         let balancer =
             Balancer::start(Config::default().pool(pool.probe(&probe).ejection("base_time = \"300ms\""))).await;
-        Self { balancer, instances, directory }
+        Self { balancer, instances, directory, _ports: ports }
     }
 
     async fn status(&self, instance: usize) -> String {

@@ -434,7 +434,7 @@ async fn a_backend_that_answers_without_reading_the_upload_is_not_cut_off() {
             });
         }
     });
-    let pool = Pool::empty("app").backend(&port.address().to_string(), "").set("write_timeout = \"200ms\"");
+    let pool = Pool::empty("app").backend(&port.address().to_string(), "").set("write_timeout = \"700ms\"");
     let pool = pool.ejection("consecutive_failures = 1");
     let listener = "max_body_bytes = 0\nmin_rate = 0";
     let balancer = Balancer::start(Config::default().pool(pool).listener(listener)).await;

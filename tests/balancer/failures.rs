@@ -386,13 +386,15 @@ async fn a_backend_that_times_out_on_a_slow_reader_is_not_blamed() {
     // remembers fast connections.
     for fields in ["Content-Length: 50000000\r\n\r\n", "Transfer-Encoding: chunked\r\n\r\n2faf080\r\n"] {
         let head = format!("HTTP/1.1 200 OK\r\n{fields}").into_bytes();
-        let content = Step::SendWithin(vec![b'x'; 50_000_000], Duration::from_millis(200));
+        let content = Step::SendUntilFull(vec![b'x'; 50_000_000], Duration::from_millis(300));
         a.answer(move |_| vec![Step::Send(head.clone()), content.clone(), Step::Close]);
+        let before = a.given_up();
         let mut wire = Wire::new(narrow(balancer.address(), 1400).await);
         wire.send(Request::get("/").to_bytes()).await;
         assert_eq!(wire.reply_head().await.status, 200);
-        // The backend has given up, after longer than counts as a moment.
-        tokio::time::sleep(Duration::from_millis(1700)).await;
+        eventually("the backend gives up", async || a.given_up() > before).await;
+        // For longer than counts as a moment.
+        tokio::time::sleep(Duration::from_millis(1500)).await;
         assert_eq!(balancer.in_flight().await, 1, "the client is waited for");
         let (rest, _) = wire.rest().await;
         assert!((1..50_000_000).contains(&rest.len()), "{} bytes came", rest.len());
@@ -438,8 +440,8 @@ async fn a_stalled_link_costs_a_timeout_and_recovers() {
     let [a, b] = Origin::several(["a", "b"]).await;
     let link = Link::to(a.address());
     let pool = Pool::empty("app").backend(&link.address().to_string(), "").backend(&b.address().to_string(), "");
-    let rules = "consecutive_failures = 1\nbase_time = \"200ms\"";
-    let config = Config::default().pool(pool.set("response_timeout = \"150ms\"").ejection(rules));
+    let rules = "consecutive_failures = 1\nbase_time = \"700ms\"";
+    let config = Config::default().pool(pool.set("response_timeout = \"500ms\"").ejection(rules));
     let balancer = Balancer::start(config).await;
     link.stall();
     let mut statuses = Vec::new();
@@ -697,14 +699,15 @@ async fn a_backend_that_always_truncates_responses_is_ejected() {
 #[tokio::test]
 async fn an_ejection_outlives_a_swap_of_the_configuration() {
     let [a, b] = Origin::several(["a", "b"]).await;
-    a.answer(|_| vec![Step::Hang]);
+    a.answer(|_| vec![Step::Hold, Step::Reset]);
     let rules = "consecutive_failures = 1\nbase_time = \"60s\"";
-    let pool = |pool: Pool| pool.set("response_timeout = \"500ms\"\nretries = 0").ejection(rules);
+    let pool = |pool: Pool| pool.set("retries = 0").ejection(rules);
     let balancer = Balancer::start(Config::of([&a, &b]).app(pool)).await;
     let mut wire = balancer.connect().await;
     wire.send(Request::get("/").to_bytes()).await;
-    eventually("it is with the one that hangs", async || balancer.pool().await["backends"][0]["in_flight"] == 1).await;
+    eventually("it is with the one that holds it", async || a.heads() == 1).await;
     balancer.switch_algorithm("least-connections").await;
+    a.release();
     eventually("it is put aside", async || balancer.pool().await["backends"][0]["status"] == "ejected").await;
     a.answer_with(response(200, &[("X-Origin", "a")], "back"));
     eventually("nobody asks it", async || {

@@ -460,6 +460,7 @@ async fn connections_to_the_backend_are_reused() {
     let balancer = Balancer::start(Config::of([&a])).await;
     for _ in 0..20 {
         assert_eq!(balancer.get("/").await.status, 200);
+        balancer.is_idle().await;
     }
     assert!(a.connections() <= 2, "{} connections for 20 requests", a.connections());
 }
@@ -535,7 +536,7 @@ async fn a_tunnel_with_a_stalled_backend_ends_when_its_client_closes() {
 #[tokio::test]
 async fn an_idle_tunnel_times_out() {
     let a = Origin::start("a").await;
-    let balancer = Balancer::start(Config::of([&a]).app(|pool| pool.set("tunnel_timeout = \"200ms\""))).await;
+    let balancer = Balancer::start(Config::of([&a]).app(|pool| pool.set("tunnel_timeout = \"1s\""))).await;
     let mut socket = WebSocket::open(balancer.address(), "/socket").await;
     socket.echo("hello").await;
     socket.ended().await;

@@ -126,14 +126,15 @@ async fn an_unhealthy_backend_gets_no_requests_until_it_recovers() {
 #[tokio::test]
 async fn health_changes_only_after_consecutive_results() {
     let a = Origin::start("a").await;
-    let probe = "path = \"/probe\"\ninterval = \"100ms\"\ntimeout = \"100ms\"\nrise = 4\nfall = 3";
+    // A probe that a busy machine delays fails as well: it must not be often.
+    let probe = "path = \"/probe\"\ninterval = \"300ms\"\ntimeout = \"300ms\"\nrise = 4\nfall = 3";
     let balancer = Balancer::start(Config::of([&a]).app(|pool| pool.probe(probe))).await;
 
     a.set_health(Health::Alternating(500, 200));
     let start = a.probes();
     eventually("some probes", async || {
         assert_eq!(balancer.backend(&a).await["health"], "healthy");
-        a.probes() >= start + 10
+        a.probes() >= start + 8
     })
     .await;
 
@@ -156,8 +157,9 @@ async fn health_changes_only_after_consecutive_results() {
 async fn probes_use_the_configured_request_and_statuses() {
     let a = Origin::start("a").await;
     let probe = "path = \"/probe\"\nhost = \"health.example\"\nstatus = \"200-299,418\"\n\
-                 interval = \"100ms\"\ntimeout = \"100ms\"\nrise = 1\nfall = 1";
+                 interval = \"200ms\"\ntimeout = \"200ms\"\nrise = 1\nfall = 1";
     let balancer = Balancer::start(Config::of([&a]).app(|pool| pool.probe(probe))).await;
+    eventually("a probe", async || a.probes() > 0).await;
     let asked = a.last_probe();
     assert_eq!((asked.method.as_str(), asked.target.as_str()), ("GET", "/probe"));
     assert_eq!(asked.field("host"), Some("health.example"));
@@ -173,6 +175,7 @@ async fn probes_use_the_configured_request_and_statuses() {
 async fn probes_without_a_host_send_the_backends_address() {
     let a = Origin::start("a").await;
     let _balancer = Balancer::start(Config::of([&a]).app(|pool| pool.quick_probe())).await;
+    eventually("a probe", async || a.probes() > 0).await;
     assert_eq!(a.last_probe().field("host"), Some(a.address().to_string().as_str()));
 }
 
@@ -190,9 +193,11 @@ async fn a_hanging_probe_fails_at_its_timeout() {
 async fn a_tcp_probe_only_connects() {
     let [a, b] = Origin::several(["a", "b"]).await;
     a.set_health(Health::Status(500));
-    let probe = "type = \"tcp\"\ninterval = \"100ms\"\ntimeout = \"100ms\"\nrise = 1\nfall = 2";
+    let probe = "type = \"tcp\"\ninterval = \"250ms\"\ntimeout = \"250ms\"\nrise = 1\nfall = 2";
     let balancer = Balancer::start(Config::of([&a, &b]).app(|pool| pool.probe(probe))).await;
-    assert_eq!(balancer.backend(&a).await["health"], "healthy");
+    for origin in [&a, &b] {
+        balancer.sees(origin, "healthy").await;
+    }
     a.stop().await;
     balancer.sees(&a, "unhealthy").await;
     assert_eq!(balancer.origins_of(4).await.concat(), "bbbb");
@@ -212,7 +217,9 @@ async fn consecutive_failures_eject_for_longer_each_time() {
         assert!(seconds > more_than && seconds <= at_most, "ejection {ejection} lasts {seconds} s");
         assert_eq!(backend["ejections"], ejection);
         assert_eq!(backend["health"], "healthy", "probes have nothing against it");
-        assert_eq!(balancer.origins_of(4).await.concat(), "aaaa");
+        let asked = balancer.origins_of(4).await.concat();
+        // Unless its time is already over.
+        assert!(asked == "aaaa" || balancer.backend(&b).await["status"] == "healthy", "{asked}");
         balancer.sees(&b, "healthy").await;
     }
     assert_eq!(balancer.metrics().await.sum("evenkeel_backend_ejections_total", &[]), 3.0);
@@ -426,7 +433,7 @@ async fn a_backend_that_refuses_connections_is_ejected_without_failed_requests()
 async fn an_ejection_names_the_last_failures() {
     let [a, b, c, d] = Origin::several(["a", "b", "c", "d"]).await;
     let rules = "consecutive_failures = 3\nmax_percent = 100\nbase_time = \"60s\"\nstatuses = [503]";
-    let config = Config::of([&a, &b, &c, &d]).app(|pool| pool.set("response_timeout = \"250ms\"").ejection(rules));
+    let config = Config::of([&a, &b, &c, &d]).app(|pool| pool.set("response_timeout = \"500ms\"").ejection(rules));
     let balancer = Balancer::start(config).await;
     a.stop().await;
     b.answer(|_| vec![Step::Reset]);
@@ -440,7 +447,7 @@ async fn an_ejection_names_the_last_failures() {
     })
     .await;
     let named = |origin: &Origin, what: &str| format!("{what} at {} (3 times)", origin.address());
-    for (origin, what) in [(&b, "reset"), (&c, "response-timeout (after 250ms)"), (&d, "status 503")] {
+    for (origin, what) in [(&b, "reset"), (&c, "response-timeout (after 500ms)"), (&d, "status 503")] {
         let failures = format!("last_failures=\"{}\"", named(origin, what));
         balancer.logs(&["backend ejected", &format!("backend={}", origin.address()), &failures]).await;
     }

@@ -180,19 +180,19 @@ async fn a_drain_deadline_ends_sticky_grace_and_a_drain_waits_for_it() {
     };
     b.release();
     let visit = async || balancer.send(&Request::get("/").with("Cookie", &cookie)).await.origin().to_owned();
-    let path = format!("{}?deadline=2s", backend_path(&a));
+    let path = format!("{}?deadline=3s", backend_path(&a));
     let draining = || Some(json!({ "state": "draining" }));
     let effects = balancer.change("PATCH", &format!("{path}&dry_run=true"), draining()).await["effects"].to_string();
-    assert!(effects.contains("takes only its sticky clients for 2s, then nothing new"), "{effects}");
+    assert!(effects.contains("takes only its sticky clients for 3s, then nothing new"), "{effects}");
     assert_eq!(balancer.in_flight().await, 0);
     let visiting = async {
         let is_kept = async || balancer.backend(&a).await["grace_seconds"].is_number();
         eventually("the grace has begun", is_kept).await;
         assert_eq!(visit().await, "a");
-        let output = cli(&balancer, &["drain", a.address().to_string().as_str()]).await;
-        assert!(output.contains("takes its sticky clients for another "), "{output}");
         let mut held = balancer.connect().await;
         held.send(Request::get("/hold").with("Cookie", &cookie).to_bytes()).await;
+        let output = cli(&balancer, &["drain", a.address().to_string().as_str()]).await;
+        assert!(output.contains("takes its sticky clients for another "), "{output}");
         held
     };
     let (drained, mut held) = tokio::join!(balancer.change("PATCH", &path, draining()), visiting);

@@ -254,7 +254,8 @@ async fn a_listener_can_have_all_addresses_of_both_families_on_one_port() {
     let config = Config::of([&a]);
     let mut balancer = Balancer::prepare(&config);
     // A port that is unused for both families.
-    let [four, six] = Port::reserve_at(["127.0.0.1", "::1"]).map(|port| port.address());
+    let ports = Port::reserve_at(["127.0.0.1", "::1"]);
+    let [four, six] = ports.each_ref().map(Port::address);
     let port = four.port();
     let everywhere = ["0.0.0.0", "::"].map(|ip| SocketAddr::new(ip.parse().expect("an address"), port));
     balancer.write(&with_addresses(&config, &balancer, &everywhere));
@@ -283,7 +284,8 @@ async fn addresses_of_a_listener_share_its_certificates() {
     let tls = format!("tls = {{ certificates = \"{}\", watch_interval = \"50ms\" }}", folder.path().display());
     let config = Config::of([&a]).listener(&format!("name = \"web\"\n{tls}"));
     let mut balancer = Balancer::prepare(&config);
-    let addresses = Port::reserve_at(["127.0.0.1", "127.0.0.8"]).map(|port| port.address());
+    let ports = Port::reserve_at(["127.0.0.1", "127.0.0.8"]);
+    let addresses = ports.each_ref().map(Port::address);
     balancer.write(&with_addresses(&config, &balancer, &addresses[..1]));
     balancer.launch();
     balancer.ready().await;

@@ -115,8 +115,10 @@ async fn no_attempt_begins_after_retry_timeout() {
         let config = Config::of(&origins).app(|pool| pool.without_ejection().set(&settings));
         let balancer = Balancer::start(config).await;
         assert_eq!(balancer.get("/hold").await.status, 504);
-        let heads: u64 = origins.iter().map(Origin::heads).sum();
-        assert_eq!(heads, tries, "retry_timeout = {retry_timeout}");
+        // On a busy machine, an origin may notice late what the balancer has given up.
+        let heads = || origins.iter().map(Origin::heads).sum::<u64>();
+        eventually("the requests arrived", async || heads() >= tries).await;
+        assert_eq!(heads(), tries, "retry_timeout = {retry_timeout}");
     }
 }
 
@@ -141,7 +143,7 @@ async fn retry_timeout_excludes_the_clients_upload() {
 async fn retry_timeout_excludes_a_body_that_is_buffered_first() {
     let [a, b] = Origin::several(["a", "b"]).await;
     a.answer(|_| vec![Step::Reset]);
-    let config = Config::of([&a, &b]).app(|pool| pool.set("retry_timeout = \"300ms\""));
+    let config = Config::of([&a, &b]).app(|pool| pool.set("retry_timeout = \"1s\""));
     let balancer = Balancer::start(config).await;
     let mut wire = balancer.connect().await;
     wire.send("PUT / HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\nbo").await;

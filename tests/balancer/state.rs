@@ -6,6 +6,7 @@ use std::process::Command;
 
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
+use tempfile::TempDir;
 use tests::balancer::backend_path;
 use tests::{Balancer, Config, Origin, Pool, Request, eventually, within};
 
@@ -187,7 +188,7 @@ async fn a_state_file_that_cannot_be_written_is_not_fatal() {
 async fn a_hanging_disk_blocks_neither_probes_nor_the_api() {
     let [a, b] = Origin::several(["a", "b"]).await;
     let mut balancer = Balancer::prepare(&Config::of([&a, &b]).app(|pool| pool.quick_probe()));
-    let hanging = hanging_disk(&mut balancer);
+    let (hanging, _library) = hanging_disk(&mut balancer);
     balancer.launch();
     balancer.ready().await;
     assert_eq!(balancer.switch_algorithm("ip-hash").await.get("persistence"), None, "the disk takes it");
@@ -222,7 +223,7 @@ async fn a_hanging_disk_blocks_neither_probes_nor_the_api() {
 async fn a_hanging_disk_does_not_block_the_stop() {
     let a = Origin::start("a").await;
     let mut balancer = Balancer::prepare(&Config::of([&a]));
-    let hanging = hanging_disk(&mut balancer);
+    let (hanging, _library) = hanging_disk(&mut balancer);
     balancer.launch();
     balancer.ready().await;
     std::fs::write(&hanging, "").expect("a writable directory");
@@ -260,9 +261,12 @@ async fn a_hanging_configuration_file_blocks_neither_the_api_nor_the_stop() {
     balancer.stop().await;
 }
 
-/// Makes `fsync` hang after the balancer's next start, as long as the returned file exists.
-fn hanging_disk(balancer: &mut Balancer) -> PathBuf {
-    let (source, library) = (balancer.file("disk.c"), balancer.file("disk.so"));
+/// Makes `fsync` hang after the balancer's next start, as long as the returned file exists. The library that does it is
+/// in the returned folder.
+fn hanging_disk(balancer: &mut Balancer) -> (PathBuf, TempDir) {
+    // Beside the balancer's files might be no place to run anything.
+    let folder = TempDir::new().expect("a temporary directory");
+    let (source, library) = (folder.path().join("disk.c"), folder.path().join("disk.so"));
     let text = "#include <stdlib.h>\n#include <sys/syscall.h>\n#include <unistd.h>\n\
         int fsync(int fd) { while (access(getenv(\"HANGING_DISK\"), F_OK) == 0) usleep(10000);\n\
         return syscall(SYS_fsync, fd); }\n";
@@ -275,7 +279,7 @@ fn hanging_disk(balancer: &mut Balancer) -> PathBuf {
         ("LD_PRELOAD".to_owned(), library.display().to_string()),
         ("HANGING_DISK".to_owned(), hanging.display().to_string()),
     ];
-    hanging
+    (hanging, folder)
 }
 
 #[tokio::test]

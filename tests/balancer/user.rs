@@ -111,7 +111,8 @@ async fn every_thread_becomes_the_user_and_keeps_only_the_right_to_low_ports() {
         assert!(mode.is_none_or(|mode| file.mode() & 0o777 == mode));
     }
     let log = async || fs::read_to_string(balancer.file("logs/evenkeel.log")).unwrap_or_default();
-    assert!(log().await.contains("the process has become user nobody: it may still bind ports below 1024"));
+    let message = "the process has become user nobody: it may still bind ports below 1024";
+    eventually("its user is logged", async || log().await.contains(message)).await;
     // A reload opens a low port, a change is saved, and logs are reopened.
     let next = low_address();
     balancer.configure(&config(&(first.clone() + &listener(next))));
@@ -320,7 +321,9 @@ async fn a_process_that_is_not_root_stays_its_user_and_logs_that() {
     set_mode(folder.path(), 0o755);
     // Where nobody can access it, whatever folder the tests were built in.
     let copy = folder.path().join("evenkeel");
-    fs::copy(program(), &copy).expect("room for the program");
+    // By another process: a program that this one is starting for another test would have a copy of the file that is
+    // written, and nobody can execute a file that somebody may still write to.
+    assert!(Command::new("cp").arg(program()).arg(&copy).status().expect("a program of every system").success());
     for (user, is_told) in [("daemon", true), ("nobody", false)] {
         let config = Config::of([&a]).server(&format!("user = \"{user}\"")).section("[state]\npersist = false");
         let balancer = prepare(&config);
@@ -333,6 +336,7 @@ async fn a_process_that_is_not_root_stays_its_user_and_logs_that() {
         assert_eq!(Wire::connect(balancer.address()).await.exchange(&Request::get("/")).await.status, 200);
         let message =
             "[server] user is \"daemon\", but only root can become another user: the process stays user 65534";
+        eventually("it has told that", async || process.output().contains(message) || !is_told).await;
         assert_eq!(process.output().contains(message), is_told, "{}", process.output());
         assert_eq!(process.output().contains("WARN"), is_told, "{}", process.output());
     }

@@ -13,7 +13,7 @@ use crate::config::Config;
 use crate::deadline::{eventually, found_eventually, within};
 use crate::origin::Origin;
 use crate::port::Port;
-use crate::process::{Process, built};
+use crate::process::{Process, built, fast_directory};
 use crate::wire::{Reply, Request, Wire};
 
 pub struct Balancer {
@@ -67,17 +67,22 @@ pub struct Outcome {
 }
 
 impl Balancer {
-    /// Starts a balancer and waits until it is ready.
+    /// Starts a balancer and waits until it is ready. A busy machine may delay a first quick probe, which decides alone:
+    /// with such probes, waits until no backend is unhealthy.
     pub async fn start(config: Config) -> Self {
         let mut balancer = Self::prepare(&config);
         balancer.launch();
         balancer.ready().await;
+        if config.is_quickly_probed() {
+            let are_well = async || !balancer.admin("GET", "/admin/pools", None).await.text().contains("unhealthy");
+            eventually("no backend is unhealthy", are_well).await;
+        }
         balancer
     }
 
     /// Prepares everything but the process, for tests of the start itself.
     pub fn prepare(config: &Config) -> Self {
-        let directory = TempDir::new().expect("a temporary directory");
+        let directory = fast_directory();
         let balancer = Self {
             process: None,
             directory,

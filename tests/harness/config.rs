@@ -6,8 +6,8 @@ use std::net::SocketAddr;
 use crate::dns::Dns;
 use crate::origin::Origin;
 
-/// Fast probes, for tests of something else; three must fail, since a busy machine may delay one.
-const PROBE: &str = "path = \"/probe\"\ninterval = \"100ms\"\ntimeout = \"100ms\"\nrise = 1\nfall = 3";
+/// Fast probes, for tests of something else; two must fail, since a busy machine may delay one.
+const PROBE: &str = "path = \"/probe\"\ninterval = \"250ms\"\ntimeout = \"250ms\"\nrise = 1\nfall = 2";
 
 #[derive(Debug, Clone, Default)]
 pub struct Config {
@@ -93,6 +93,11 @@ impl Config {
         self
     }
 
+    /// Whether a pool has the probes of [`Pool::quick_probe`].
+    pub fn is_quickly_probed(&self) -> bool {
+        self.pools.iter().any(|pool| pool.sections.contains(PROBE))
+    }
+
     pub fn text(&self, listener: SocketAddr, admin: SocketAddr) -> String {
         let mut text = format!("[server]\nshutdown_timeout = \"20s\"\n{}\n", self.server);
         if self.server.contains("shutdown_timeout") {
@@ -149,7 +154,7 @@ impl Pool {
         self.section("probe", lines)
     }
 
-    /// HTTP probes of `/probe` every 100 ms.
+    /// HTTP probes of `/probe` every 250 ms.
     pub fn quick_probe(self) -> Self {
         self.probe(PROBE)
     }

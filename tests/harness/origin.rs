@@ -36,8 +36,8 @@ pub struct Origin {
 #[derive(Debug, Clone)]
 pub enum Step {
     Send(Vec<u8>),
-    /// Sends what is accepted within this time, and drops the rest.
-    SendWithin(Vec<u8>, Duration),
+    /// Sends until nothing is accepted for this time, and drops the rest.
+    SendUntilFull(Vec<u8>, Duration),
     Wait(Duration),
     /// Waits for [`Origin::release`].
     Hold,
@@ -73,6 +73,7 @@ struct Shared {
     connections: AtomicU64,
     open: AtomicU64,
     abandoned: AtomicU64,
+    given_up: AtomicU64,
 }
 
 impl Origin {
@@ -95,6 +96,7 @@ impl Origin {
             connections: AtomicU64::new(0),
             open: AtomicU64::new(0),
             abandoned: AtomicU64::new(0),
+            given_up: AtomicU64::new(0),
         };
         let origin = Self { port, shared: Arc::new(shared), server: Mutex::default() };
         origin.restart();
@@ -208,6 +210,11 @@ impl Origin {
     /// How often a peer disconnected before its response was complete.
     pub fn abandoned(&self) -> u64 {
         self.shared.abandoned.load(Relaxed)
+    }
+
+    /// How often [`Step::SendUntilFull`] has dropped the rest.
+    pub fn given_up(&self) -> u64 {
+        self.shared.given_up.load(Relaxed)
     }
 }
 
@@ -358,9 +365,14 @@ async fn follow(wire: &mut Wire, shared: &Shared, steps: Vec<Step>) -> Result<bo
     for step in steps {
         match step {
             Step::Send(bytes) => wire.stream.write_all(&bytes).await.map_err(|_| Gone)?,
-            Step::SendWithin(bytes, duration) => {
-                if let Ok(sent) = tokio::time::timeout(duration, wire.stream.write_all(&bytes)).await {
-                    sent.map_err(|_| Gone)?;
+            Step::SendUntilFull(bytes, duration) => {
+                let mut rest = bytes.as_slice();
+                while !rest.is_empty() {
+                    let Ok(sent) = tokio::time::timeout(duration, wire.stream.write(rest)).await else {
+                        shared.given_up.fetch_add(1, Relaxed);
+                        break;
+                    };
+                    rest = &rest[sent.map_err(|_| Gone)?..];
                 }
             }
             Step::Wait(duration) => unless_gone(wire, tokio::time::sleep(duration)).await?,

@@ -7,6 +7,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use tempfile::TempDir;
 
 use crate::deadline::found_eventually;
 
@@ -86,6 +87,12 @@ impl Drop for Process {
             eprintln!("--- what {} wrote ---\n{}", self.name, self.output());
         }
     }
+}
+
+/// A directory for the files of a program, in memory where that can be: a disk that others use may need seconds until
+/// something is written.
+pub fn fast_directory() -> TempDir {
+    tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).expect("a temporary directory")
 }
 
 /// A program of this workspace: the one that `variable` names, else the one that was built beside this test.

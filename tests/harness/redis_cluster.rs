@@ -17,6 +17,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 
+use crate::process::fast_directory;
+
 /// What kind of cluster.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -108,7 +110,7 @@ impl RedisCluster {
     pub fn start_unformed(options: Options) -> Self {
         let count = options.masters * (1 + options.replicas_of_each);
         let nodes = ports(count).into_iter().map(|port| Node { port, process: None }).collect();
-        let mut cluster = Self { folder: folder(), options, nodes };
+        let mut cluster = Self { folder: fast_directory(), options, nodes };
         for place in 0..count {
             cluster.configure(place);
             cluster.start_node(place);
@@ -370,11 +372,6 @@ impl Drop for RedisCluster {
             }
         }
     }
-}
-
-/// In memory where that can be: each change of slots is written to disk at once, which takes most of the time there.
-fn folder() -> TempDir {
-    tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap()
 }
 
 /// Free ports for nodes: the bus of each, 10,000 above, is free as well, and both lie below those that the kernel

@@ -4,6 +4,7 @@
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 
 use nix::sys::socket::setsockopt;
 use nix::sys::socket::sockopt::TcpMaxSeg;
@@ -259,6 +260,11 @@ impl Wire {
             (rest, ended.is_ok())
         };
         within("the end of the connection", read).await
+    }
+
+    /// Waits for the next bytes, or the end, for this time at most; reads nothing. Whether they came.
+    pub async fn has_answer_within(&mut self, time: Duration) -> bool {
+        tokio::time::timeout(time, self.stream.peek(&mut [0])).await.is_ok()
     }
 
     /// Whether the peer closed, in whatever way, without another byte.

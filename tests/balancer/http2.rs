@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use h2::Reason;
 use http::HeaderMap;
+use tests::deadline::is_acknowledgement_told;
 use tests::http2::{
     self, Http2, PREFACE, frame, kind, literals, next_frame, reply, request, rest, tls, tls_over, write,
 };
@@ -866,9 +867,7 @@ async fn a_large_response_holds_up_no_small_one() {
 #[tokio::test]
 async fn a_stop_waits_for_what_tls_has_still_to_send() {
     let a = Origin::start("a").await;
-    a.answer(|request| {
-        vec![Step::Send(response(200, &[], vec![b'x'; request.target[1..].parse().expect("a number")]))]
-    });
+    answers_by_size(&a);
     let mut balancer = Balancer::start(config([&a])).await;
     // Some size is more than the sockets take and less than the buffers do besides.
     let sizes: Vec<usize> = (1..=12).map(|n| n * 30_000).collect();
@@ -1019,6 +1018,102 @@ async fn a_stream_whose_window_is_opened_too_slowly_ends_whatever_else_moves() {
     within("the end of the stream", busy).await;
     let reset = sipping.await.expect("no panic").expect_err("content that is taken too slowly");
     assert!(reset.is_reset(), "{reset}");
+}
+
+/// Answers `/{size}` with so many bytes.
+fn answers_by_size(a: &Origin) {
+    a.answer(|request| {
+        vec![Step::Send(response(200, &[], vec![b'x'; request.target[1..].parse().expect("a number")]))]
+    });
+}
+
+// Each byte of the connection's window was progress of all streams that waited for it.
+#[tokio::test]
+async fn streams_end_whose_connection_opens_its_window_by_single_bytes() {
+    // By the second setting all of them do. By the first as many are left as get a byte in this time.
+    let drip = async |limits: &str, ended: usize| {
+        let a = Origin::start("a").await;
+        answers_by_size(&a);
+        let balancer = Balancer::start(config([&a]).listener(limits)).await;
+        let client = http2::connect(balancer.address()).await;
+        let (mut reading, mut writing) = tokio::io::split(client);
+        write(&mut writing, &requests_in(100, 1 << 20, None)).await;
+        let resets = tokio::spawn(async move {
+            for _ in 0..ended {
+                http2::frame_of(&mut reading, kind::RST_STREAM).await;
+            }
+        });
+        let dripping = async {
+            while !resets.is_finished() {
+                write(&mut writing, &frame(kind::WINDOW_UPDATE, 0, 0, &1_u32.to_be_bytes())).await;
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        };
+        within("the end of the streams", dripping).await;
+        resets.await.expect("no panic");
+        let left = 100 - ended as u64;
+        eventually("their backends are free", async || balancer.in_flight().await <= left).await;
+    };
+    tokio::join!(drip("send_timeout = \"500ms\"\nmin_rate = 0", 80), drip("min_rate = 1000000", 100));
+}
+
+// What other streams had sent in the meantime must not be counted against one whose turn has not come.
+#[tokio::test]
+async fn streams_that_wait_for_the_turns_of_others_are_not_slow() {
+    const WINDOW: u32 = 64_000;
+    let a = Origin::start("a").await;
+    answers_by_size(&a);
+    let balancer = Balancer::start(config([&a]).listener("send_timeout = \"2s\"\nmin_rate = 1000")).await;
+    let client = http2::connect(balancer.address()).await;
+    let (mut reading, mut writing) = tokio::io::split(client);
+    write(&mut writing, &requests_in(100, 40_000, None)).await;
+    let came = tokio::spawn(async move {
+        let mut came = 0;
+        while came < 100 * 40_000 {
+            let frame = next_frame(&mut reading).await.expect("an open connection");
+            assert_ne!(frame.kind, kind::RST_STREAM, "after {came} bytes");
+            came += if frame.kind == kind::DATA { frame.payload.len() } else { 0 };
+        }
+    });
+    // A frame for each of them takes longer than `send_timeout`.
+    let opening = async {
+        while !came.is_finished() {
+            write(&mut writing, &frame(kind::WINDOW_UPDATE, 0, 0, &WINDOW.to_be_bytes())).await;
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    within("all content", opening).await;
+    came.await.expect("all content");
+}
+
+// The system calls a socket writable once a third of what it buffers has gone: until then nothing was written, and the client
+// was taken for one that does not read.
+#[tokio::test]
+async fn a_client_that_reads_slowly_and_steadily_is_served_however_much_is_buffered() {
+    if !is_acknowledgement_told() {
+        return;
+    }
+    let a = Origin::start("a").await;
+    answers_by_size(&a);
+    let balancer = Balancer::start(config([&a]).listener("send_timeout = \"2s\"")).await;
+    let mut client = http2::connect(balancer.address()).await;
+    let size = 40_000_000;
+    write(&mut client, &requests(1, size)).await;
+    let (begun, mut came) = (Instant::now(), 0);
+    let reading = async {
+        while came < size {
+            let mut sip = vec![0; if begun.elapsed() < Duration::from_secs(8) { 10_000 } else { 100_000 }];
+            match client.read(&mut sip).await {
+                Ok(count @ 1..) => came += count,
+                _ => break,
+            }
+            if sip.len() == 10_000 {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+    };
+    within("all of it", reading).await;
+    assert!(came >= size, "{came} bytes came in {:?}", begun.elapsed());
 }
 
 // The log counted up to 16 KiB that no window had been opened for.
@@ -1196,9 +1291,7 @@ async fn values_with_blanks_at_an_end_are_malformed() {
 #[tokio::test]
 async fn a_client_that_reads_slowly_and_without_pause_has_all_responses() {
     let a = Origin::start("a").await;
-    a.answer(|request| {
-        vec![Step::Send(response(200, &[], vec![b'x'; request.target[1..].parse().expect("a number")]))]
-    });
+    answers_by_size(&a);
     let settings = format!("{}\nkeepalive_timeout = \"200ms\"\nsend_timeout = \"1500ms\"", tls());
     let balancer = Balancer::start(Config::of([&a]).listener(&settings)).await;
     // What fits into the buffer of a stream, and what does not. It is read so fast that a third of a full send buffer takes
@@ -1275,10 +1368,16 @@ async fn h2spec_finds_nothing() {
 
 /// Frames of so many requests for `/{size}`, without limits on what is sent.
 fn requests(count: u32, size: usize) -> Vec<u8> {
-    let window = 50_000_000_u32.to_be_bytes();
+    requests_in(count, size, Some(50_000_000))
+}
+
+/// The same, with so much more window for the connection than it has at first.
+fn requests_in(count: u32, size: usize, window: Option<u32>) -> Vec<u8> {
     let mut frames = PREFACE.to_vec();
-    frames.extend(frame(kind::SETTINGS, 0, 0, &[&[0, 4][..], &window].concat()));
-    frames.extend(frame(kind::WINDOW_UPDATE, 0, 0, &window));
+    frames.extend(frame(kind::SETTINGS, 0, 0, &[&[0, 4][..], &50_000_000_u32.to_be_bytes()].concat()));
+    if let Some(window) = window {
+        frames.extend(frame(kind::WINDOW_UPDATE, 0, 0, &window.to_be_bytes()));
+    }
     let path = format!("/{size}");
     let fields = [(":method", "GET"), (":scheme", "https"), (":path", &path), (":authority", "x")];
     for n in 0..count {

@@ -2,9 +2,10 @@
 
 use std::time::{Duration, Instant};
 
+use tests::deadline::is_acknowledgement_told;
 use tests::http2::{Http2, reply, request, tls};
-use tests::{Balancer, Config, End, Origin, Pool, Request, Step, eventually, response, within};
-use tokio::io::AsyncWriteExt;
+use tests::{Balancer, Config, End, Origin, Pool, Port, Request, Step, eventually, response, within};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// More than is buffered before a backend is chosen.
 const LARGE: usize = 100_000;
@@ -109,6 +110,69 @@ async fn a_client_that_reads_in_sips_is_disconnected() {
         .await;
         assert!(wire.rest().await.0.len() < 40_000_000, "it was cut off");
     }
+}
+
+// The system calls a socket writable once a third of what it buffers has gone: until then nothing was written, and the client
+// was taken for one that does not read.
+#[tokio::test]
+async fn a_client_that_reads_slowly_and_steadily_is_served_however_much_is_buffered() {
+    const SIZE: usize = 40_000_000;
+    if !is_acknowledgement_told() {
+        return;
+    }
+    let a = Origin::start("a").await;
+    a.answer(|request| {
+        // Spliced, and copied.
+        let length = if request.target == "/plain" { format!("Content-Length: {SIZE}\r\n") } else { String::new() };
+        let head = format!("HTTP/1.1 200 OK\r\n{length}\r\n").into_bytes();
+        vec![Step::Send(head), Step::Send(vec![b'x'; SIZE]), Step::Close]
+    });
+    let balancer = Balancer::start(Config::of([&a]).listener("send_timeout = \"2s\"")).await;
+    let read = async |path: &str| {
+        let mut wire = balancer.connect().await;
+        wire.send(Request::get(path).with("Connection", "close").to_bytes()).await;
+        assert_eq!(wire.reply_head().await.status, 200);
+        let (begun, mut came) = (Instant::now(), wire.buffer.len());
+        while begun.elapsed() < Duration::from_secs(8) {
+            came += wire.sip(10_000).await;
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        wire.buffer.clear();
+        // In chunks where it has no length.
+        assert!(came + wire.rest().await.0.len() >= SIZE, "{path}");
+    };
+    tokio::join!(read("/plain"), read("/chunked"));
+}
+
+// The same towards a backend: it was taken for one that does not read, and the upload failed.
+#[tokio::test]
+async fn a_backend_that_reads_slowly_and_steadily_is_served_however_much_is_buffered() {
+    const SIZE: usize = 40_000_000;
+    if !is_acknowledgement_told() {
+        return;
+    }
+    let port = Port::reserve();
+    let listener = port.listen();
+    let reading = tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await?;
+        let (begun, mut came) = (Instant::now(), 0);
+        while came < SIZE {
+            let is_slow = begun.elapsed() < Duration::from_secs(8);
+            match stream.read(&mut vec![0; if is_slow { 10_000 } else { 100_000 }]).await? {
+                0 => break,
+                count => came += count,
+            }
+            if is_slow {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+        stream.write_all(&response(200, &[], "")).await
+    });
+    let pool = Pool::empty("app").backend(&port.address().to_string(), "").set("write_timeout = \"2s\"");
+    let balancer = Balancer::start(Config::default().pool(pool).listener("max_body_bytes = 100000000")).await;
+    let mut wire = balancer.connect().await;
+    assert_eq!(wire.exchange(&Request::post("/", vec![b'x'; SIZE])).await.status, 200);
+    reading.await.expect("no panic").expect("an open connection");
 }
 
 #[tokio::test]

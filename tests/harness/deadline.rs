@@ -33,3 +33,15 @@ pub async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
         Err(_) => panic!("not within {DEADLINE:?}: {what}"),
     }
 }
+
+/// Whether the kernel tells how much a peer has acknowledged in the form that Evenkeel asks for (Linux 6.2). If not, a test
+/// that needs it says so.
+pub fn is_acknowledgement_told() -> bool {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let mut numbers = release.split(['.', '-']).map_while(|number| number.trim().parse::<u32>().ok());
+    let is_told = (numbers.next(), numbers.next()) >= (Some(6), Some(2));
+    if !is_told {
+        println!("NOT RUN: Linux {} does not tell what a peer has acknowledged as Linux 6.2 does", release.trim());
+    }
+    is_told
+}

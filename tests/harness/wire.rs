@@ -272,10 +272,10 @@ impl Wire {
         self.rest().await.0.is_empty()
     }
 
-    /// Reads up to so many bytes and throws them away.
-    pub async fn sip(&mut self, most: usize) {
+    /// Reads up to so many bytes and throws them away; how many.
+    pub async fn sip(&mut self, most: usize) -> usize {
         // A peer that has closed has nothing to sip.
-        let _ = within("a sip", self.stream.read(&mut vec![0; most])).await;
+        within("a sip", self.stream.read(&mut vec![0; most])).await.unwrap_or(0)
     }
 
     /// Says that nothing more will be sent.

@@ -393,7 +393,7 @@ impl Request<'_> {
                 let exchange = request::exchange(self, buffers, start);
                 let event = request::beginning(self, buffers);
                 let keep = exchange.retry_body_bytes();
-                let pace = Pace::new(self.limits.min_rate, client.total());
+                let pace = Pace::new(self.limits.min_rate, self.limits.body_timeout, client.total());
                 let body = Content::new(buffers.request.framing(), head, self.limits.max_body_bytes, keep, pace);
                 let transfer = Transfer::new(self.engine, self.listener, self.limits, client, buffers, body);
                 let (ended, end) = ExchangeDriver { request: self, exchange, transfer, now }.drive(event, timer).await;

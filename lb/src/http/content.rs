@@ -51,7 +51,7 @@ impl Content {
 
     /// Content of a request that nobody reads.
     pub(super) fn none() -> Self {
-        Self::new(Framing::None, 0, None, 0, Pace::new(None, None))
+        Self::new(Framing::None, 0, None, 0, Pace::new(None, Duration::ZERO, None))
     }
 
     /// Applies other limits from here on. Content that is held already stays, even beyond them.
@@ -119,7 +119,8 @@ impl Content {
         buffer.drain(self.end..at);
         let received = self.received();
         self.pace.moved(received - before, Duration::ZERO);
-        if self.most.is_some_and(|most| received > most) { Err(Failure::BodyTooLarge) } else { Ok(()) }
+        let known = received.saturating_add(self.reader.left_of_chunk());
+        if self.most.is_some_and(|most| known > most) { Err(Failure::BodyTooLarge) } else { Ok(()) }
     }
 
     /// The part of the buffer that `cursor` still has to read.
@@ -182,7 +183,7 @@ mod tests {
     const CHUNKED: &[u8] = b"3\r\nabc\r\n4;x=y\r\ndefg\r\n0\r\nX-End: yes\r\n\r\n";
 
     fn content(framing: Framing, keep: usize) -> Content {
-        Content::new(framing, HEAD.len(), Some(100_000), keep, Pace::new(None, None))
+        Content::new(framing, HEAD.len(), Some(100_000), keep, Pace::new(None, Duration::ZERO, None))
     }
 
     /// Reads with `cursor` what is available, in the framing for the backend.
@@ -275,6 +276,10 @@ mod tests {
         let mut large = content(Framing::Length(200_000), 10);
         let mut buffer = [HEAD, &[b'x'; 100_001]].concat();
         assert_eq!(large.take_in(&mut buffer), Err(Failure::BodyTooLarge));
+        // Its bytes were waited for.
+        for (size, outcome) in [(&b"186a0\r\n"[..], Ok(())), (b"186a1\r\n", Err(Failure::BodyTooLarge))] {
+            assert_eq!(content(Framing::Chunked, 10).take_in(&mut [HEAD, size].concat()), outcome);
+        }
         let mut buffer = [HEAD, b"no size"].concat();
         assert_eq!(content(Framing::Chunked, 10).take_in(&mut buffer), Err(Failure::RequestMalformed));
     }

@@ -29,7 +29,7 @@ use tokio_util::io::poll_read_buf;
 
 use super::burst::wake_after_others;
 use super::client::serve_stream;
-use super::io::Io;
+use super::io::{Io, acknowledged};
 use super::pace::{Pace, Total};
 use super::timer::Timer;
 use super::{CountGuard, Engine};
@@ -46,6 +46,9 @@ const READ_BYTES: usize = 32 * 1024;
 const MAX_READS_AT_ONCE: usize = 8;
 const MAX_FRAMES_AT_ONCE: usize = 256;
 const MAX_SERVED_AT_ONCE: usize = 16;
+
+/// How often within `send_timeout` it is looked whether a client has taken any of what the system holds for it.
+const LOOKS: u32 = 8;
 
 /// A client is forgiven one lost stream each time this has passed: a proxy may cancel many requests of its own clients to a slow
 /// backend in the course of hours.
@@ -81,6 +84,9 @@ pub async fn serve(engine: Arc<Engine>, io: Io, read: Vec<u8>, peer: Peer) {
         phase: Phase::Idle,
         phase_since: clock::now(),
         forgiven_at: clock::now(),
+        blocked: None,
+        pace: Pace::new(None, Duration::ZERO, None),
+        pace_since: clock::now(),
         written_before: 0,
         is_leaving: false,
         exchange: None,
@@ -132,6 +138,22 @@ enum Phase {
     Idle,
 }
 
+/// A socket that takes no more of the responses that are to be written.
+#[derive(Debug, Clone, Copy)]
+struct Blocked {
+    since: Instant,
+    /// When it was last looked how much the client has acknowledged, and how much that was.
+    looked_at: Instant,
+    acknowledged: Option<u64>,
+}
+
+impl Blocked {
+    fn now() -> Self {
+        let now = clock::now();
+        Self { since: now, looked_at: now, acknowledged: None }
+    }
+}
+
 struct Driver<'a> {
     engine: &'a Arc<Engine>,
     link: &'a Arc<Link>,
@@ -152,7 +174,12 @@ struct Driver<'a> {
     phase_since: Instant,
     /// Up to when lost streams have been forgiven.
     forgiven_at: Instant,
-    /// How many bytes had been written when `phase` began.
+    /// The socket takes no more of the responses that are to be written.
+    blocked: Option<Blocked>,
+    /// The rate at which the client takes what is left of its responses, in [`Phase::Sending`] and [`Phase::Flushing`]; since when
+    /// it counts its waits, and behind how many written bytes.
+    pace: Pace,
+    pace_since: Instant,
     written_before: u64,
     /// The client has been asked to leave.
     is_leaving: bool,
@@ -195,8 +222,14 @@ impl<'a> Driver<'a> {
         self.serve_requests(cx);
         self.note_unfinished();
         let is = self.phase();
-        if std::mem::replace(&mut self.phase, is) != is {
-            (self.phase_since, self.written_before) = (clock::now(), self.link.total.written());
+        let was = std::mem::replace(&mut self.phase, is);
+        if was != is {
+            self.phase_since = clock::now();
+            if was == Phase::Serving {
+                let listener = self.engine.listener();
+                self.pace = Pace::new(listener.min_rate, listener.send_timeout, None);
+                (self.pace_since, self.written_before) = (self.phase_since, self.link.total.written());
+            }
         }
         let is_idle = is == Phase::Idle;
         if is_idle {
@@ -307,7 +340,7 @@ impl<'a> Driver<'a> {
 
     /// Writes and flushes what there is. True: the connection was full before, and can receive again.
     fn write(&mut self, cx: &mut Context<'_>) -> Result<bool, Over> {
-        let Self { link, io, is_unflushed, is_response_unflushed, .. } = self;
+        let Self { link, io, is_unflushed, is_response_unflushed, blocked, .. } = self;
         let mut connection = link.lock();
         let was_full = connection.is_full();
         while !connection.unsent().is_empty() {
@@ -319,11 +352,20 @@ impl<'a> Driver<'a> {
                     connection.sent(count);
                     // Taking nothing but acknowledgements of PING is no progress of a response.
                     if is_of_response {
-                        link.total.wrote(count, clock::now());
+                        let now = clock::now();
+                        link.total.wrote(count, now);
+                        if let Some(blocked) = blocked {
+                            (blocked.looked_at, blocked.acknowledged) = (now, None);
+                        }
                     }
                 }
                 Poll::Ready(_) => return Err(Over::Gone),
-                Poll::Pending => return Ok(false),
+                Poll::Pending => {
+                    if is_of_response {
+                        blocked.get_or_insert_with(Blocked::now);
+                    }
+                    return Ok(false);
+                }
             }
         }
         if *is_unflushed {
@@ -332,6 +374,11 @@ impl<'a> Driver<'a> {
                 Poll::Ready(Err(_)) => return Err(Over::Gone),
                 Poll::Pending => {}
             }
+        }
+        if !*is_response_unflushed {
+            *blocked = None;
+        } else if blocked.is_none() {
+            *blocked = Some(Blocked::now());
         }
         Ok(was_full && !connection.is_full())
     }
@@ -379,49 +426,67 @@ impl<'a> Driver<'a> {
     /// Waits, but no longer than it may. While it has only to send what is left of its responses, the client has to take
     /// some of it within `send_timeout`, at `min_rate`. Whatever is being served, a head that has begun has to end within
     /// `header_timeout`, and so has every other frame; one of content within `body_timeout`, where that is longer.
-    fn wait(&self, cx: &mut Context<'_>, timer: &mut Timer) -> Result<(), Over> {
+    fn wait(&mut self, cx: &mut Context<'_>, timer: &mut Timer) -> Result<(), Over> {
         let listener = self.engine.listener();
         let of_frame = self.unfinished.map(|(unfinished, since)| match unfinished.is_content {
             true => (since, listener.header_timeout.max(listener.body_timeout)),
             false => (since, listener.header_timeout),
         });
         loop {
+            let is_sending = matches!(self.phase, Phase::Sending | Phase::Flushing);
             let of_phase = match self.phase {
                 Phase::Serving => None,
-                Phase::Sending => {
-                    let now = clock::now();
-                    Some((now, self.patience_with_reader(now)))
-                }
-                Phase::Flushing => Some((self.phase_since, listener.send_timeout)),
+                Phase::Sending | Phase::Flushing => Some(self.patience_with_reader(listener.send_timeout)),
                 Phase::Idle => Some((self.phase_since, self.patience)),
             };
+            let blocked = self.blocked.filter(|_| self.io.socket().is_some());
+            let of_look = blocked.map(|blocked| (blocked.looked_at, listener.send_timeout / LOOKS));
             let ends = |(since, limit): &(Instant, Duration)| {
                 let end = since.checked_add(*limit);
                 (end.is_none(), end)
             };
-            let Some(first) = of_phase.into_iter().chain(of_frame).min_by_key(ends) else { return Ok(()) };
+            let all = of_phase.into_iter().chain(of_frame).chain(of_look);
+            let Some(first) = all.min_by_key(ends) else { return Ok(()) };
             let (since, limit) = first;
             timer.begin(since, limit);
             if !limit.is_zero() && timer.poll_elapsed(cx).is_pending() {
                 return Ok(());
             }
-            if Some(first) != of_phase {
+            if Some(first) == of_look {
+                self.look();
+            } else if Some(first) != of_phase {
                 self.link.lock().fail(Code::EnhanceYourCalm, "a frame, or a head, that does not end in time");
                 return Err(self.error(Some("timeout")));
-            }
-            if self.phase != Phase::Sending || limit.is_zero() {
+            } else if !is_sending || limit.is_zero() && !self.look() {
                 return Err(Over::Leave);
             }
         }
     }
 
-    /// How much longer the client may take nothing.
-    fn patience_with_reader(&self, now: Instant) -> Duration {
-        let (listener, total) = (self.engine.listener(), &self.link.total);
-        let waited = now.saturating_duration_since(self.phase_since);
-        let mut pace = Pace::new(listener.min_rate, None);
-        pace.moved(total.written() - self.written_before, waited);
-        pace.patience(listener.send_timeout.saturating_sub(total.stalled(now).min(waited)))
+    /// From now on, how much longer the client may take nothing of what is left of its responses.
+    fn patience_with_reader(&mut self, send_timeout: Duration) -> (Instant, Duration) {
+        let (now, written) = (clock::now(), self.link.total.written());
+        let waited = now.saturating_duration_since(self.pace_since);
+        self.pace.moved(written - self.written_before, waited);
+        (self.pace_since, self.written_before) = (now, written);
+        let since = self.blocked.map_or(self.phase_since, |blocked| blocked.since);
+        let stalled = self.link.total.stalled(now).min(now.saturating_duration_since(since));
+        (now, self.pace.patience(send_timeout.saturating_sub(stalled)))
+    }
+
+    /// Looks whether the client has taken some of what the system holds, which may be more than it takes in `send_timeout`: the
+    /// system calls the socket writable only once a third of that has gone.
+    fn look(&mut self) -> bool {
+        let Some(blocked) = &mut self.blocked else { return false };
+        let (now, acknowledged) = (clock::now(), self.io.socket().map_or(0, acknowledged));
+        let before = blocked.acknowledged.replace(acknowledged).unwrap_or(acknowledged);
+        blocked.looked_at = now;
+        let more = acknowledged.saturating_sub(before);
+        if more > 0 {
+            self.link.total.acknowledged(more, now);
+            self.pace.lend(more);
+        }
+        more > 0
     }
 
     /// Writes what is left, closes the socket in stages, and waits for the tasks of the streams.

@@ -10,7 +10,7 @@ use std::fmt;
 use std::future::{Future, poll_fn};
 use std::io::{self, IoSlice};
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::path::Path;
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll, Waker};
@@ -223,6 +223,12 @@ impl Io {
             Self::Pipe(pipe) => pipe.reset(),
         }
     }
+}
+
+/// How many bytes the peer's system has acknowledged; 0 if the kernel does not tell: for a Unix socket, and before
+/// Linux 6.2, whose answer is shorter than Pingora expects.
+pub(crate) fn acknowledged(socket: BorrowedFd<'_>) -> u64 {
+    ext::get_tcp_info(socket.as_raw_fd()).map_or(0, |info| info.tcpi_bytes_acked)
 }
 
 /// Connects to a Unix socket. If its queue is full, the system fails at once, unlike TCP, which waits.

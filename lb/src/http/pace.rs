@@ -1,6 +1,9 @@
-//! Minimum rates. A client that moves a byte now and then stays within every limit on a single wait, so its bytes are
-//! also compared with the total time that it kept us waiting (CWE-400; like `minBytesPerSecond` of IIS and `MinRate` of
-//! Apache).
+//! Minimum rates. A client that moves a byte now and then stays within every limit on a single wait, so the time that it
+//! keeps us waiting is also compared with the bytes that it moves (CWE-400; like `minBytesPerSecond` of IIS and `MinRate`
+//! of Apache).
+//!
+//! Each byte earns some time to wait, but no more than a single wait may take is ever left of that: a client that was fast
+//! once has no hours in which it may be slow.
 
 use std::num::NonZero;
 use std::sync::Arc;
@@ -15,12 +18,20 @@ const RATE_GRACE: Duration = Duration::from_secs(5);
 pub(super) struct Pace {
     /// Bytes per second.
     least: Option<NonZero<u32>>,
+    /// The limit on `left` and `left_alone`, in nanoseconds, and on what may be missing there.
+    most: i64,
+    /// How much longer the client may keep us waiting, in nanoseconds, apart from what `moved` earns. Below zero it has taken too
+    /// long.
+    left: i64,
+    /// The same for waits in which the connection's other exchanges cannot have delayed the client, and for bytes of this
+    /// exchange alone.
+    left_alone: i64,
+    /// Bytes that have not been added to the above as time yet.
     moved: u64,
+    /// Bytes that were counted before they are moved.
+    lent: u64,
     waited: Duration,
-    /// The part of `waited` in which the connection's other exchanges cannot have delayed the client.
-    waited_alone: Duration,
-    /// For a connection that carries several exchanges at once: its total, and the value of that when this exchange
-    /// began.
+    /// For a connection that carries several exchanges at once: its total, and how much of that has been added to `left`.
     connection: Option<(Total, u64)>,
 }
 
@@ -33,25 +44,38 @@ pub struct Total(Arc<Counts>);
 struct Counts {
     /// Bytes moved by exchanges. What they wrote may still be in a buffer of the connection.
     moved: AtomicU64,
+    /// Bytes that were counted before they are moved.
+    lent: AtomicU64,
     /// Bytes of responses written to the client's socket, including the framing between them.
     written: AtomicU64,
     began: Instant,
-    /// When such bytes were last written, in nanoseconds since the connection began.
+    /// When such bytes were last written or acknowledged, in nanoseconds since the connection began.
     written_at: AtomicU64,
 }
 
 impl Total {
     /// The total of a new connection.
     pub fn new(now: Instant) -> Self {
-        let counts =
-            Counts { moved: AtomicU64::new(0), written: AtomicU64::new(0), began: now, written_at: AtomicU64::new(0) };
-        Self(Arc::new(counts))
+        let [moved, lent, written, written_at] = [(); 4].map(|()| AtomicU64::new(0));
+        Self(Arc::new(Counts { moved, lent, written, began: now, written_at }))
     }
 
     /// Counts `bytes` that the client's socket accepted, some of them bytes of responses.
     pub fn wrote(&self, bytes: usize, now: Instant) {
-        let at = now.saturating_duration_since(self.0.began).as_nanos();
         self.0.written.fetch_add(bytes as u64, Ordering::Relaxed);
+        self.took(now);
+    }
+
+    /// The client has acknowledged `bytes` since the socket last accepted any. They make room for as many later ones, which
+    /// are not counted again.
+    pub fn acknowledged(&self, bytes: u64, now: Instant) {
+        self.0.moved.fetch_add(bytes, Ordering::Relaxed);
+        self.0.lent.fetch_add(bytes, Ordering::Relaxed);
+        self.took(now);
+    }
+
+    fn took(&self, now: Instant) {
+        let at = now.saturating_duration_since(self.0.began).as_nanos();
         self.0.written_at.store(u64::try_from(at).unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 
@@ -60,10 +84,21 @@ impl Total {
         self.0.written.load(Ordering::Relaxed)
     }
 
-    /// How long ago the client's socket last accepted bytes of a response.
+    /// How long ago the client's socket last accepted bytes of a response, or was seen to have sent some.
     pub fn stalled(&self, now: Instant) -> Duration {
         let since = Duration::from_nanos(self.0.written_at.load(Ordering::Relaxed));
         now.saturating_duration_since(self.0.began).saturating_sub(since)
+    }
+
+    /// An exchange has moved `bytes`.
+    fn count(&self, bytes: u64) {
+        // Only tasks of one thread change it.
+        let lent = self.0.lent.load(Ordering::Relaxed);
+        let repaid = lent.min(bytes);
+        if repaid > 0 {
+            self.0.lent.store(lent - repaid, Ordering::Relaxed);
+        }
+        self.0.moved.fetch_add(bytes - repaid, Ordering::Relaxed);
     }
 
     fn moved(&self) -> u64 {
@@ -72,40 +107,49 @@ impl Total {
 }
 
 impl Pace {
-    pub(super) fn new(least: Option<NonZero<u32>>, connection: Option<&Total>) -> Self {
-        let (waited, waited_alone) = (Duration::ZERO, Duration::ZERO);
-        let mut pace = Self { least: None, moved: 0, waited, waited_alone, connection: None };
-        pace.ask(least, connection);
-        pace
+    /// `limit`: how long a single wait may take. `connection`: if it carries several exchanges at once.
+    pub(super) fn new(least: Option<NonZero<u32>>, limit: Duration, connection: Option<&Total>) -> Self {
+        Self {
+            least,
+            most: nanoseconds(limit.max(RATE_GRACE)),
+            left: nanoseconds(RATE_GRACE),
+            left_alone: nanoseconds(RATE_GRACE),
+            moved: 0,
+            lent: 0,
+            waited: Duration::ZERO,
+            connection: connection.filter(|_| least.is_some()).map(|total| (total.clone(), total.moved())),
+        }
     }
 
-    /// Requires another rate, which applies to everything moved and waited for so far.
-    pub(super) fn ask(&mut self, least: Option<NonZero<u32>>, connection: Option<&Total>) {
-        self.least = least;
-        if self.connection.is_none() {
-            let connection = connection.filter(|_| least.is_some());
-            self.connection = connection.map(|total| (total.clone(), total.moved()));
-        }
+    /// Requires another rate, from now on.
+    pub(super) fn ask(&mut self, least: Option<NonZero<u32>>, limit: Duration, connection: Option<&Total>) {
+        *self = Self { waited: self.waited, ..Self::new(least, limit, connection) };
     }
 
     /// How long the client may keep us waiting now, if a single wait may take `limit`.
     pub(super) fn patience(&self, limit: Duration) -> Duration {
-        let moved = match &self.connection {
-            Some((total, before)) => total.moved().saturating_sub(*before),
-            None => self.moved,
-        };
-        limit.min(self.earned(moved).saturating_sub(self.waited))
+        let moved = self.connection.as_ref().map_or(self.moved, |(total, seen)| total.moved() - *seen);
+        self.bounded(limit, self.left, moved)
     }
 
     /// The same where the client waits for nothing before it moves more in this exchange: only what moved in this one counts,
     /// and only [such waits](Self::waited_alone).
     pub(super) fn patience_alone(&self, limit: Duration) -> Duration {
-        limit.min(self.earned(self.moved).saturating_sub(self.waited_alone))
+        self.bounded(limit, self.left_alone, self.moved)
     }
 
-    /// For how long the client may keep us waiting in all, where so much has moved.
-    fn earned(&self, moved: u64) -> Duration {
-        self.least.map_or(Duration::MAX, |least| RATE_GRACE + Duration::from_secs(moved / u64::from(least.get())))
+    fn bounded(&self, limit: Duration, left: i64, moved: u64) -> Duration {
+        if self.least.is_none() {
+            return limit;
+        }
+        let left = left.saturating_add(self.earned(moved)).min(self.most);
+        limit.min(Duration::from_nanos(left.max(0).unsigned_abs()))
+    }
+
+    /// For how many nanoseconds the client may keep us waiting where so much has moved.
+    fn earned(&self, moved: u64) -> i64 {
+        let least = self.least.map_or(1, |least| u64::from(least.get()));
+        i64::try_from(moved.saturating_mul(1_000_000_000) / least).unwrap_or(i64::MAX)
     }
 
     /// How long the client has kept us waiting in total.
@@ -115,17 +159,50 @@ impl Pace {
 
     /// The client kept us waiting for `waited`, and then moved `bytes`.
     pub(super) fn moved(&mut self, bytes: u64, waited: Duration) {
-        self.moved = self.moved.saturating_add(bytes);
-        if let Some((total, _)) = &self.connection {
-            total.0.moved.fetch_add(bytes, Ordering::Relaxed);
+        if !waited.is_zero() {
+            self.waited = self.waited.saturating_add(waited);
+            self.settle(waited);
         }
-        self.waited = self.waited.saturating_add(waited);
+        let repaid = self.lent.min(bytes);
+        self.lent -= repaid;
+        self.moved = self.moved.saturating_add(bytes - repaid);
+        if let Some((total, _)) = &self.connection {
+            total.count(bytes);
+        }
+    }
+
+    /// Turns what has moved into time, and takes `waited` off it.
+    fn settle(&mut self, waited: Duration) {
+        let waited = nanoseconds(waited);
+        let moved = std::mem::take(&mut self.moved);
+        let own = self.earned(moved);
+        self.left_alone = self.left_alone.saturating_add(own).min(self.most);
+        let left = match &mut self.connection {
+            None => self.left.saturating_add(own).min(self.most).saturating_sub(waited),
+            Some((total, seen)) => {
+                // Other exchanges moved it before the wait, or meanwhile.
+                let now = total.moved();
+                let moved = now - std::mem::replace(seen, now);
+                self.left.saturating_add(self.earned(moved)).saturating_sub(waited)
+            }
+        };
+        self.left = left.clamp(-self.most, self.most);
     }
 
     /// `waited` that was told to [`Self::moved`] was for this exchange alone.
     pub(super) fn waited_alone(&mut self, waited: Duration) {
-        self.waited_alone = self.waited_alone.saturating_add(waited);
+        self.left_alone = self.left_alone.saturating_sub(nanoseconds(waited)).max(-self.most);
     }
+
+    /// Counts `bytes` of this exchange before they are moved.
+    pub(super) fn lend(&mut self, bytes: u64) {
+        self.moved = self.moved.saturating_add(bytes);
+        self.lent = self.lent.saturating_add(bytes);
+    }
+}
+
+fn nanoseconds(duration: Duration) -> i64 {
+    i64::try_from(duration.as_nanos()).unwrap_or(i64::MAX)
 }
 
 #[cfg(test)]
@@ -133,80 +210,125 @@ mod tests {
     use super::*;
 
     const LIMIT: Duration = Duration::from_secs(60);
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn pace(least: u32, connection: Option<&Total>) -> Pace {
+        Pace::new(NonZero::new(least), LIMIT, connection)
+    }
 
     #[test]
     fn a_drip_below_the_rate_is_too_slow_though_every_wait_is_short() {
-        let mut pace = Pace::new(NonZero::new(240), None);
+        let mut pace = pace(240, None);
         let mut waits = 0;
-        while pace.patience(LIMIT) > Duration::from_secs(1) {
-            pace.moved(1, Duration::from_secs(1));
+        while pace.patience(LIMIT) > SECOND {
+            pace.moved(1, SECOND);
             waits += 1;
         }
-        assert_eq!(waits, 4);
+        assert_eq!(waits, 5);
     }
 
     #[test]
     fn a_transfer_above_the_rate_may_take_any_time() {
-        let mut pace = Pace::new(NonZero::new(240), None);
+        let mut pace = pace(240, None);
         for _ in 0..10_000 {
-            pace.moved(240, Duration::from_secs(1));
+            pace.moved(240, SECOND);
         }
         assert_eq!(pace.patience(LIMIT), RATE_GRACE);
         pace.moved(240 * 100, Duration::ZERO);
         assert_eq!(pace.patience(LIMIT), LIMIT, "the limit on a single wait stays");
     }
 
+    // A gigabyte used to allow 48 days.
     #[test]
-    fn without_a_rate_nothing_is_too_slow() {
-        let mut pace = Pace::new(None, None);
-        pace.moved(0, Duration::from_secs(3600));
-        assert_eq!(pace.patience(LIMIT), LIMIT);
+    fn whoever_was_fast_once_may_wait_no_longer_than_a_single_wait() {
+        let mut pace = pace(240, None);
+        pace.moved(1 << 30, SECOND);
+        for _ in 0..59 {
+            assert!(pace.patience(LIMIT) > SECOND);
+            pace.moved(1, SECOND);
+        }
+        assert!(pace.patience(LIMIT) <= SECOND + SECOND / 2, "{:?}", pace.patience(LIMIT));
     }
 
     #[test]
-    fn a_changed_rate_applies_to_everything_moved_so_far() {
-        let mut pace = Pace::new(None, None);
-        pace.moved(240 * 10, RATE_GRACE + Duration::from_secs(7));
-        pace.ask(NonZero::new(240), None);
-        assert_eq!(pace.patience(LIMIT), Duration::from_secs(3));
-        pace.ask(None, None);
-        assert_eq!(pace.patience(LIMIT), LIMIT);
+    fn without_a_rate_nothing_is_too_slow() {
+        let mut pace = Pace::new(None, LIMIT, None);
+        pace.moved(0, Duration::from_secs(3600));
+        assert_eq!(pace.patience(2 * LIMIT), 2 * LIMIT);
+    }
+
+    #[test]
+    fn another_rate_applies_from_then_on() {
+        let mut pace = Pace::new(None, LIMIT, None);
+        pace.moved(240 * 10, RATE_GRACE + SECOND);
+        pace.ask(NonZero::new(240), LIMIT, None);
+        assert_eq!(pace.patience(LIMIT), RATE_GRACE);
+        pace.ask(None, LIMIT, None);
+        assert_eq!((pace.patience(LIMIT), pace.waited()), (LIMIT, RATE_GRACE + SECOND));
     }
 
     #[test]
     fn bytes_of_other_streams_of_the_connection_count() {
         let total = Total::new(Instant::now());
-        let mut slow = Pace::new(NonZero::new(240), Some(&total));
+        let mut slow = pace(240, Some(&total));
         slow.moved(0, RATE_GRACE);
         assert_eq!(slow.patience(LIMIT), Duration::ZERO);
-        let mut busy = Pace::new(NonZero::new(240), Some(&total));
+        let mut busy = pace(240, Some(&total));
         busy.moved(2400, Duration::ZERO);
-        assert_eq!(slow.patience(LIMIT), Duration::from_secs(10));
-        assert_eq!(Pace::new(NonZero::new(240), Some(&total)).patience(LIMIT), RATE_GRACE, "not what was moved before");
+        assert_eq!(slow.patience(LIMIT), 10 * SECOND);
+        assert_eq!(pace(240, Some(&total)).patience(LIMIT), RATE_GRACE, "not what was moved before");
+        // They have moved it while this one waited.
+        busy.moved(1 << 20, Duration::ZERO);
+        slow.moved(0, LIMIT);
+        assert_eq!(slow.patience(LIMIT), LIMIT);
     }
 
     // A stream whose window is shut is waited for whatever else its client takes.
     #[test]
     fn what_other_streams_move_does_not_count_where_one_is_waited_for_alone() {
         let total = Total::new(Instant::now());
-        let mut slow = Pace::new(NonZero::new(240), Some(&total));
-        let mut busy = Pace::new(NonZero::new(240), Some(&total));
+        let mut slow = pace(240, Some(&total));
+        let mut busy = pace(240, Some(&total));
         busy.moved(240_000, Duration::ZERO);
-        slow.moved(0, Duration::from_secs(7));
+        slow.moved(0, 7 * SECOND);
         assert_eq!(slow.patience_alone(LIMIT), RATE_GRACE, "it had no turn");
-        slow.moved(240, Duration::from_secs(4));
-        slow.waited_alone(Duration::from_secs(4));
-        assert_eq!((slow.patience(LIMIT), slow.patience_alone(LIMIT)), (LIMIT, Duration::from_secs(2)));
-        slow.ask(None, None);
+        slow.moved(240, 4 * SECOND);
+        slow.waited_alone(4 * SECOND);
+        assert_eq!((slow.patience(LIMIT), slow.patience_alone(LIMIT)), (57 * SECOND, 2 * SECOND));
+        slow.ask(None, LIMIT, None);
         assert_eq!(slow.patience_alone(LIMIT), LIMIT);
     }
 
     #[test]
+    fn what_is_lent_counts_once() {
+        let mut pace = pace(240, None);
+        pace.moved(0, 4 * SECOND);
+        pace.lend(480);
+        assert_eq!(pace.patience(LIMIT), 3 * SECOND);
+        pace.moved(480, Duration::ZERO);
+        assert_eq!(pace.patience(LIMIT), 3 * SECOND);
+        pace.moved(240, Duration::ZERO);
+        assert_eq!(pace.patience(LIMIT), 4 * SECOND);
+    }
+
+    #[test]
     fn a_write_that_the_socket_accepts_ends_its_stall() {
-        let (now, second) = (Instant::now(), Duration::from_secs(1));
+        let now = Instant::now();
         let total = Total::new(now);
-        assert_eq!(total.stalled(now + second), second);
-        total.wrote(10, now + second);
-        assert_eq!((total.written(), total.stalled(now + second * 3)), (10, second * 2));
+        assert_eq!(total.stalled(now + SECOND), SECOND);
+        total.wrote(10, now + SECOND);
+        assert_eq!((total.written(), total.stalled(now + SECOND * 3)), (10, SECOND * 2));
+    }
+
+    #[test]
+    fn what_the_client_acknowledges_ends_a_stall_and_counts_once() {
+        let now = Instant::now();
+        let total = Total::new(now);
+        let mut pace = pace(240, Some(&total));
+        pace.moved(0, RATE_GRACE);
+        total.acknowledged(480, now + SECOND);
+        assert_eq!((total.stalled(now + SECOND), pace.patience(LIMIT)), (Duration::ZERO, 2 * SECOND));
+        pace.moved(480 + 240, Duration::ZERO);
+        assert_eq!(pace.patience(LIMIT), 3 * SECOND);
     }
 }

@@ -15,7 +15,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::task::coop;
 
 use super::h2::stream::Http2Stream;
-use super::io::{Io, Plain};
+use super::io::{Io, Plain, acknowledged};
 use super::pace::Total;
 use crate::message::Version;
 
@@ -53,14 +53,29 @@ impl ClientStream {
     }
 
     /// For how long the connection has written no bytes of any response, if it carries several exchanges at once and
-    /// this one waits for its turn. A stream whose own window is shut waits only for the client.
+    /// this one waits for its turn.
     pub fn stalled(&self, now: Instant) -> Option<Duration> {
         self.total().map(|total| total.stalled(now))
     }
 
-    /// Whether nothing but the window of its own stream kept the last write back.
+    /// Whether a flow-control window of HTTP/2 kept the last write back.
     pub fn is_window_shut(&self) -> bool {
         matches!(self, Self::Http2(stream) if stream.is_window_shut())
+    }
+
+    /// How many bytes a stream that waits for its connection's window would have sent since this was last called, if others
+    /// had not had their turns before it.
+    pub fn take_share(&mut self) -> u64 {
+        match self {
+            Self::Io(_) => 0,
+            Self::Http2(stream) => stream.take_share(),
+        }
+    }
+
+    /// How many bytes the client's system has acknowledged; 0 if that is unknown. A stream does not know it: see
+    /// [`Total::stalled`].
+    pub fn acknowledged(&self) -> u64 {
+        self.socket().map_or(0, acknowledged)
     }
 
     /// The socket, if bytes can be moved to it without being read.
@@ -126,6 +141,13 @@ impl ClientStream {
         match self {
             Self::Http2(stream) => stream.is_given_up(cx),
             Self::Io(io) => io.has_disconnected(cx, missing),
+        }
+    }
+
+    /// Tells that the response will be one of our own, not a backend's.
+    pub fn answer_ourselves(&self) {
+        if let Self::Http2(stream) = self {
+            stream.answer_ourselves();
         }
     }
 

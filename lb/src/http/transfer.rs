@@ -170,13 +170,16 @@ pub(super) struct Transfer<'a> {
     /// are there.
     interim_bytes: usize,
     interim: InterimRate,
-    /// The deadline for a head that has begun to arrive, however slowly it drips.
+    /// The deadline for a head that has begun to arrive, however slowly it drips, once the backend has the request.
     head_by: Option<Instant>,
     /// The client has closed its sending side, and is answered nevertheless.
     has_half_closed: bool,
     disconnect_watcher: Option<DisconnectWatcher>,
     /// The rate at which the client reads its response.
     pace: Pace,
+    /// What the client, and the backend, had acknowledged when that was last asked for; `None` since bytes were last written.
+    client_acknowledged: Option<u64>,
+    backend_acknowledged: Option<u64>,
     /// What the upload waited for in the last turn, and how much time it has left.
     upload_wait: Option<Wait>,
     upload_waited: Duration,
@@ -242,7 +245,7 @@ impl<'a> Transfer<'a> {
         buffers: &'a mut Buffers,
         body: Content,
     ) -> Self {
-        let pace = Pace::new(limits.min_rate, client.total());
+        let pace = Pace::new(limits.min_rate, limits.send_timeout, client.total());
         Self {
             engine,
             listener,
@@ -263,6 +266,8 @@ impl<'a> Transfer<'a> {
             has_half_closed: false,
             disconnect_watcher: None,
             pace,
+            client_acknowledged: None,
+            backend_acknowledged: None,
             upload_wait: None,
             upload_waited: Duration::ZERO,
             download_waited: Duration::ZERO,
@@ -346,8 +351,8 @@ impl<'a> Transfer<'a> {
         self.limits = limits;
         self.body.limit(limits.max_body_bytes, keep);
         let total = self.client.total();
-        self.body.pace.ask(limits.min_rate, total);
-        self.pace.ask(limits.min_rate, total);
+        self.body.pace.ask(limits.min_rate, limits.body_timeout, total);
+        self.pace.ask(limits.min_rate, limits.send_timeout, total);
     }
 
     /// Sends the response whose head is held. `write` writes the head for the client, and returns how the content is
@@ -418,6 +423,7 @@ impl<'a> Transfer<'a> {
     /// connection. The rest of the request is dropped.
     pub(super) fn reply(&mut self, reply: Reply, may_keep: bool, write: impl FnOnce(&mut Buffers, bool)) {
         self.upstream = None;
+        self.client.answer_ourselves();
         self.buffers.to_client.truncate(self.interim_bytes);
         let content = self.buffers.take_reply(reply);
         let has_content = !matches!(self.buffers.response.framing(), Framing::None);
@@ -879,7 +885,9 @@ impl<'a> Transfer<'a> {
                         return Ok(None);
                     }
                     Parsed::Partial => {
-                        if let (None, Some(plan)) = (self.head_by, &self.plan) {
+                        // Until then the limits of the upload apply: the backend may wait for the rest of that.
+                        let has_request = matches!(self.upload, Upload::Sent | Upload::Abandoned(_));
+                        if let (None, Some(plan), true) = (self.head_by, &self.plan, has_request) {
                             let own = self.own_limits.as_ref().map(|own| own.response_timeout);
                             let timeout = own.unwrap_or(plan.settings.response_timeout);
                             self.head_by = clock::now().checked_add(timeout);
@@ -1073,7 +1081,7 @@ mod tests {
             let (socket, _) = listener.accept().await.expect("a client");
             let mut client = ClientStream::Io(Io::Tcp(socket));
             let mut buffers = Buffers::take();
-            let content = Content::new(Framing::Length(4), 0, None, 0, Pace::new(None, None));
+            let content = Content::new(Framing::Length(4), 0, None, 0, Pace::new(None, Duration::ZERO, None));
             let mut transfer = Transfer::new(&engine, &settings, limits, &mut client, &mut buffers, content);
             transfer.upload = Upload::Abandoned(AbandonReason::Stopped);
             transfer.download = Download::Flushing;

@@ -75,6 +75,11 @@ impl BodyReader {
         }
     }
 
+    /// How many bytes of a chunk that has begun are still to come.
+    pub fn left_of_chunk(&self) -> u64 {
+        if let BodyReader::Chunked(decoder) = self { decoder.left_of_chunk() } else { 0 }
+    }
+
     /// Whether the content is complete.
     pub fn is_done(&self) -> bool {
         match self {

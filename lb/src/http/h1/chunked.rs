@@ -148,6 +148,11 @@ impl Decoder {
         Ok(Progress { data_start: at, data_end: at, consumed: at, done: self.is_done() })
     }
 
+    /// How many bytes of the chunk that has begun are still to come, as far as its size has been read.
+    pub fn left_of_chunk(&self) -> u64 {
+        self.left
+    }
+
     /// Whether the last chunk and the trailers have been read.
     pub fn is_done(&self) -> bool {
         self.state == State::Done

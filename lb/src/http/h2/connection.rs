@@ -36,6 +36,9 @@ const MAX_CONTROL_BYTES: usize = 16 * 1024;
 /// Maximum of CONTINUATION frames of one block (CVE-2024-27316).
 const MAX_CONTINUATIONS: u32 = 32;
 
+/// Fractions of a byte by which a stream's share of what is sent is counted.
+const SHARE_UNITS: u64 = 1 << 16;
+
 /// Sent behind the first GOAWAY: its acknowledgement shows that the client has read that.
 const LEAVING_PING: [u8; 8] = *b"leaving\0";
 
@@ -57,6 +60,15 @@ pub struct Unfinished {
     /// The value of [`Connection::arrivals`] when it began, which tells it from others. For DATA when its last piece came.
     pub at: u64,
     pub is_content: bool,
+}
+
+/// The flow-control window that a stream with content to send waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ShutWindow {
+    /// Its own.
+    Stream,
+    /// That of all streams together.
+    Connection,
 }
 
 /// What a head begins.
@@ -113,6 +125,9 @@ pub struct Connection {
     waiting: [VecDeque<u32>; 2],
     /// How many streams have [`Turn::Called`] to send fields, and content.
     called: [usize; 2],
+    /// How much content each stream that has waited for its turn all the time would have sent, if turns were single bytes; in
+    /// units of [`SHARE_UNITS`] to the byte.
+    share: u64,
     budgets: Budgets,
     /// How many frames have come. Each piece of a DATA frame counts as one.
     arrivals: u64,
@@ -190,6 +205,8 @@ struct Stream {
     /// How much of [`EXTRA_WINDOW`] it has.
     extra_window: i64,
     output: Output,
+    /// The response is one of our own, not a backend's.
+    is_own: bool,
     /// The client's window.
     send_window: i64,
     reset: Option<Reset>,
@@ -236,6 +253,7 @@ impl Stream {
             unreleased: 0,
             extra_window: 0,
             output: Output::Open,
+            is_own: false,
             send_window,
             reset: None,
             waker: None,
@@ -303,6 +321,7 @@ impl Connection {
             extra_window: EXTRA_WINDOW,
             waiting: [VecDeque::new(), VecDeque::new()],
             called: [0; 2],
+            share: 0,
             budgets: Budgets::default(),
             arrivals: 0,
             leaving: Leaving::No,
@@ -668,8 +687,9 @@ impl Connection {
         match reader.finish(is_end, fits) {
             Some(request) if !depends_on_itself => {
                 self.budgets.stream_opened();
-                // Its answer makes up for one of them.
-                (0..2 * u32::from(request.is_too_large)).try_for_each(|_| self.budgets.lose())?;
+                if request.is_too_large {
+                    self.budgets.lose()?;
+                }
                 self.streams.push(Stream::new(id, request.declared, is_end, self.first_send_window));
                 self.requests.push_back((id, request));
                 Ok(())
@@ -850,9 +870,26 @@ impl Connection {
 
     // --- The streams' side. One that is not there is `Gone`.
 
-    /// Whether the client has to send WINDOW_UPDATE for this stream before it can be sent more content.
-    pub fn is_window_shut(&self, id: u32) -> bool {
-        self.find(id).is_some_and(|at| self.streams[at].send_window <= 0)
+    /// Which window the client has to open before this stream can be sent more content, if any.
+    pub fn shut_window(&self, id: u32) -> Option<ShutWindow> {
+        let stream = &self.streams[self.find(id)?];
+        match stream.send_window <= 0 {
+            true => Some(ShutWindow::Stream),
+            false => (!self.has_window()).then_some(ShutWindow::Connection),
+        }
+    }
+
+    /// How many bytes a stream would have sent that waits for its turn since this was `since`, which is moved on. Other streams
+    /// may have had their turns before it, so that it has sent none of them.
+    pub fn share(&self, since: &mut u64) -> u64 {
+        let bytes = self.share.wrapping_sub(*since) / SHARE_UNITS;
+        *since = since.wrapping_add(bytes * SHARE_UNITS);
+        bytes
+    }
+
+    /// The value that [`Self::share`] counts from.
+    pub fn share_now(&self) -> u64 {
+        self.share
     }
 
     /// Waits until the stream is reset.
@@ -914,6 +951,14 @@ impl Connection {
         self.send_fields(at, is_end, write);
     }
 
+    /// The response is one of our own. It makes up for no lost stream: it costs the client nothing, which could lose another one
+    /// for each.
+    pub fn answer_ourselves(&mut self, id: u32) {
+        if let Some(at) = self.find(id) {
+            self.streams[at].is_own = true;
+        }
+    }
+
     /// Ends a response by its trailers.
     pub fn send_trailers(&mut self, id: u32, write: impl FnOnce(&mut Vec<u8>)) {
         if let Some(at) = self.find_unreset(id) {
@@ -949,6 +994,7 @@ impl Connection {
         write::end_data(start, id, is_end, &mut self.out);
         if len > 0 {
             self.budgets.content_sent();
+            self.share_out(len);
         }
         self.send_window -= len as i64;
         self.streams[at].send_window -= len as i64;
@@ -966,7 +1012,7 @@ impl Connection {
         self.response_end = self.out.len();
         if is_end {
             let stream = &mut self.streams[at];
-            if std::mem::replace(&mut stream.output, Output::Ended) != Output::Ended {
+            if std::mem::replace(&mut stream.output, Output::Ended) != Output::Ended && !stream.is_own {
                 self.budgets.forgive(1);
             }
             self.end_turn(at);

@@ -16,7 +16,7 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::super::pace::Total;
-use super::connection::{Begins, Came, Connection};
+use super::connection::{Begins, Came, Connection, ShutWindow};
 use super::frame::Code;
 use super::head::{self, Content, Request};
 use crate::http::h1::body::BodyReader;
@@ -59,8 +59,10 @@ pub struct Http2Stream {
     input: Input,
     method: Method,
     output: Output,
-    /// The last write was kept back by nothing but the stream's own window.
-    is_window_shut: bool,
+    /// The window that kept the last write back.
+    shut_window: Option<ShutWindow>,
+    /// From where on its share of the connection's window is counted, while it waits for that.
+    share_since: u64,
     /// Nothing more will be written.
     is_shut_down: bool,
 }
@@ -112,7 +114,8 @@ impl Http2Stream {
             input,
             method,
             output,
-            is_window_shut: false,
+            shut_window: None,
+            share_since: 0,
             is_shut_down: false,
         }
     }
@@ -135,9 +138,32 @@ impl Http2Stream {
         self.link.is_tls
     }
 
-    /// Whether nothing but the stream's own window kept the last write back: its client can open it at any time.
+    /// Whether a window kept the last write back: its client can open it at any time, whatever else the connection carries.
     pub fn is_window_shut(&self) -> bool {
-        self.is_window_shut
+        self.shut_window.is_some()
+    }
+
+    /// While the stream waits for the connection's window: how many bytes it would have sent since this was last called, or
+    /// since it began to wait, if it had not had to wait for the turns of others.
+    pub fn take_share(&mut self) -> u64 {
+        match self.shut_window {
+            Some(ShutWindow::Connection) => self.link.lock().share(&mut self.share_since),
+            _ => 0,
+        }
+    }
+
+    /// Notes which window keeps a write back. `before`: the one that kept the last write back.
+    fn note_shut_window(&mut self, before: Option<ShutWindow>) {
+        let connection = self.link.lock();
+        self.shut_window = connection.shut_window(self.id);
+        if before != Some(ShutWindow::Connection) {
+            self.share_since = connection.share_now();
+        }
+    }
+
+    /// The response will be one of our own, not a backend's.
+    pub fn answer_ourselves(&self) {
+        self.link.lock().answer_ourselves(self.id);
     }
 
     /// Ends the stream so that the client cannot take what it has for a whole response.
@@ -264,11 +290,7 @@ impl Http2Stream {
             return Poll::Ready(Ok(0));
         }
         let mut connection = self.link.lock();
-        let Poll::Ready(window) = connection.poll_window(self.id, cx) else {
-            self.is_window_shut = connection.is_window_shut(self.id);
-            return Poll::Pending;
-        };
-        let most = window.map_err(|_| reset())?;
+        let most = ready!(connection.poll_window(self.id, cx)).map_err(|_| reset())?;
         let count = buf.len().min(most);
         let start = connection.begin_content();
         connection.content().extend_from_slice(&buf[..count]);
@@ -296,10 +318,7 @@ impl Http2Stream {
                 match next.data(&buf[at..]).is_empty() {
                     true => {}
                     false if at > 0 => return Poll::Ready(Ok(at)),
-                    false => {
-                        self.is_window_shut = connection.is_window_shut(self.id);
-                        return Poll::Pending;
-                    }
+                    false => return Poll::Pending,
                 }
             }
             let start = connection.begin_content();
@@ -403,16 +422,18 @@ impl AsyncRead for Http2Stream {
 impl AsyncWrite for Http2Stream {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        this.is_window_shut = false;
+        let shut_before = this.shut_window.take();
         let written = match this.output {
             Output::Head(_) => this.poll_write_head(cx, buf),
             Output::Content(..) => this.poll_write_content(cx, buf),
             Output::WebSocket => this.poll_write_websocket(cx, buf),
             Output::Trailers(_) | Output::Ended => Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
         };
-        // Only a stream whose write is pending may stay in the queue: the next write may need no turn, or never come.
         if written.is_ready() {
+            // Only a stream whose write is pending may stay in the queue: the next write may need no turn, or never come.
             this.link.lock().stand_back(this.id);
+        } else if let Output::Content(_) = this.output {
+            this.note_shut_window(shut_before);
         }
         written
     }

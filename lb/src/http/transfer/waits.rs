@@ -3,7 +3,9 @@
 
 use std::time::Duration;
 
+use super::super::io::acknowledged;
 use super::super::timer::Timer;
+use super::super::upstream::Upstream;
 use super::{
     BytesMoved, Download, LARGE_READ_BYTES, MAX_LARGE_READ_WAIT, RequestWriter, ResponseContent, Transfer,
     TransferEvent, Upload,
@@ -11,6 +13,9 @@ use super::{
 use crate::clock;
 use crate::failure::Failure;
 use crate::plant::Bug;
+
+/// What part of a wait passes before the peer is asked for what it has acknowledged so far. Shorter waits cost no system call.
+const FIRST_LOOK: u32 = 8;
 
 const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 
@@ -23,7 +28,7 @@ pub(super) enum Wait {
     Continue,
     /// For the client, to read what it is sent.
     Client,
-    /// For the client, to open the window of its stream, which it can do at any time, whatever else its connection carries.
+    /// For the client, to open a flow-control window, which it can do at any time, whatever else its connection carries.
     Window,
     /// For the backend; with the failure if that takes too long.
     Backend(Failure),
@@ -36,12 +41,26 @@ pub(super) enum Wait {
 pub(super) struct Waits {
     upload: Option<(Wait, Duration)>,
     download: Option<(Wait, Duration)>,
+    /// When to look how much the peer has acknowledged, for a wait that takes long enough.
+    look: Option<Duration>,
 }
 
 impl Transfer<'_> {
     pub(super) fn waits(&mut self) -> Waits {
         let upload = self.upload_wait();
-        Waits { upload, download: self.download_wait(upload) }
+        let download = self.download_wait(upload);
+        let is_unseen = |(wait, _): &(Wait, Duration)| match wait {
+            Wait::Client => self.client_acknowledged.is_none() && self.client.socket().is_some(),
+            Wait::Backend(Failure::WriteTimeout) => self.backend_acknowledged.is_none() && self.has_backend_socket(),
+            _ => false,
+        };
+        let look =
+            [upload, download].into_iter().flatten().filter(is_unseen).map(|(_, limit)| limit / FIRST_LOOK).min();
+        Waits { upload, download, look }
+    }
+
+    fn has_backend_socket(&self) -> bool {
+        matches!(&self.upstream, Some(Upstream::H1(h1)) if h1.socket.socket().is_some())
     }
 
     /// What the upload waits for, and how much time it has left. While a response is passed on, the upload may wait as
@@ -93,7 +112,8 @@ impl Transfer<'_> {
         let client = || {
             let limit = self.limits.send_timeout;
             // `min_rate` applies to such a stream alone, as to a response over HTTP/1.1. Otherwise a byte now and then would keep
-            // it and its memory for as long as other streams move. nginx requires only that byte within `send_timeout`.
+            // it and its memory for as long as other streams move. Of what its connection's window lets through, its share
+            // counts as its own. nginx requires only a byte within `send_timeout`.
             if self.client.is_window_shut() {
                 return Some((Wait::Window, self.pace.patience_alone(rest(limit))));
             }
@@ -197,10 +217,54 @@ impl Transfer<'_> {
             self.upload_waited = Duration::ZERO;
             self.upload_wait = None;
         }
+        if to_client > 0 {
+            self.client_acknowledged = None;
+        }
+        if to_backend > 0 {
+            self.backend_acknowledged = None;
+        }
     }
 
-    /// A wait has reached its limit. Bytes that the client moved in other exchanges may extend it.
+    /// Looks for progress that nothing tells of. The system calls a socket writable only once a third of its send buffer is
+    /// free, and that may have grown to some MB: more than a peer that reads slowly and steadily takes in time. So what it has
+    /// acknowledged counts, compared with what it had when the wait was younger.
+    fn look(&mut self) {
+        let Waits { upload, download, .. } = self.waits();
+        match download {
+            Some((Wait::Client, limit)) if limit.is_zero() || self.client_acknowledged.is_none() => {
+                let now = self.client.acknowledged();
+                let more = now.saturating_sub(self.client_acknowledged.replace(now).unwrap_or(now));
+                self.client_took(more);
+            }
+            Some((Wait::Window, _)) => {
+                let share = self.client.take_share();
+                self.client_took(share);
+            }
+            _ => {}
+        }
+        if let Some((Wait::Backend(Failure::WriteTimeout), limit)) = upload
+            && (limit.is_zero() || self.backend_acknowledged.is_none())
+            && let Some(Upstream::H1(h1)) = &self.upstream
+        {
+            let now = h1.socket.socket().map_or(0, acknowledged);
+            if now > self.backend_acknowledged.replace(now).unwrap_or(now) {
+                self.upload_waited = Duration::ZERO;
+            }
+        }
+    }
+
+    /// The client has taken bytes that had been written before, or would have taken them if it had been this stream's turn.
+    fn client_took(&mut self, bytes: u64) {
+        if bytes > 0 {
+            self.pace.lend(bytes);
+            self.download_waited = Duration::ZERO;
+        }
+    }
+
+    /// A wait has reached its limit, or it is time to [look](Self::look). Bytes that the client moved in other exchanges may
+    /// extend it.
     pub(super) fn late(&mut self) -> Option<TransferEvent> {
+        self.look();
         let (wait, _) = self.waits().all().find(|(_, limit)| limit.is_zero())?;
         match wait {
             Wait::Content => Some(TransferEvent::Failed(Failure::ClientTimeout)),
@@ -231,6 +295,6 @@ impl Waits {
     }
 
     pub(super) fn limit(self) -> Duration {
-        self.all().map(|(_, limit)| limit).min().unwrap_or(Duration::MAX)
+        self.all().map(|(_, limit)| limit).chain(self.look).min().unwrap_or(Duration::MAX)
     }
 }

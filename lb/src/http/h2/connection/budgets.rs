@@ -3,8 +3,8 @@
 
 use super::super::frame::{Bad, Code};
 
-/// How many streams may be lost to errors of the client, where none is answered ("MadeYouReset", CVE-2025-8671). A head that is
-/// too large counts as two, since it costs more than others that are refused.
+/// How many streams may be lost to errors of the client, where no backend answers one ("MadeYouReset", CVE-2025-8671). A head
+/// that is too large counts as one, since it costs more than others that are refused.
 pub(super) const MAX_LOST: u32 = 100;
 /// How many streams the client may cancel before their responses begin ("rapid reset", CVE-2023-44487). A browser cancels all
 /// that a page waits for when its user goes on to the next one. As nghttp2.
@@ -48,8 +48,8 @@ impl Budgets {
         use_up(&mut self.cancelled, "too many streams that are cancelled")
     }
 
-    /// So many lost streams are forgiven, and three times as many cancelled ones: for each answer, and each time that some time
-    /// has passed.
+    /// So many lost streams are forgiven, and three times as many cancelled ones: for each answer of a backend, and each time that
+    /// some time has passed.
     pub(super) fn forgive(&mut self, count: u32) {
         self.losses = self.losses.saturating_add(count).min(MAX_LOST);
         let cancelled = count.saturating_mul(CANCELLED_FORGIVEN);

@@ -10,7 +10,7 @@ use std::collections::VecDeque;
 use std::task::{Context, Poll};
 
 use super::super::frame::MAX_PAYLOAD;
-use super::{Connection, MAX_QUEUED_BYTES};
+use super::{Connection, MAX_QUEUED_BYTES, SHARE_UNITS};
 #[cfg(test)]
 use super::{MAX_STREAMS, Output};
 
@@ -49,7 +49,7 @@ impl Connection {
     }
 
     /// Whether the connection's window allows a frame besides those of the streams that are called.
-    fn has_window(&self) -> bool {
+    pub(super) fn has_window(&self) -> bool {
         self.send_window > (self.called[Part::Content as usize] * MAX_PAYLOAD) as i64
     }
 
@@ -97,6 +97,15 @@ impl Connection {
                 self.streams[at].wake();
                 self.called[part as usize] += 1;
             }
+        }
+    }
+
+    /// Counts `len` bytes of content that a stream sends as shared by all that wait for their turn.
+    pub(super) fn share_out(&mut self, len: usize) {
+        let content = Part::Content as usize;
+        let others = self.waiting[content].len() + self.called[content];
+        if others > 0 {
+            self.share = self.share.wrapping_add(len as u64 * SHARE_UNITS / (others as u64 + 1));
         }
     }
 

@@ -62,8 +62,7 @@ const MAX_HEAD_BYTES: u64 = limits::MAX_HEAD_BYTES as u64;
 const MAX_FIELDS: u64 = limits::MAX_FIELDS as u64;
 
 /// Keys of sites that are not implemented yet. They get a message of their own.
-const UNFINISHED: &[&str] =
-    &["files", "limits", "auth", "basic", "allow", "deny", "satisfy", "split", "mirror", "compress", "maintenance"];
+const UNFINISHED: &[&str] = &["files", "limits", "auth", "basic", "split", "compress", "maintenance"];
 
 /// A configuration, with warnings about settings that cannot work or have no effect.
 #[derive(Debug)]

@@ -5,7 +5,6 @@ use serde_json::{Map, Value, json};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::DEFAULT;
 use super::template::{self, Template};
 use super::values;
 
@@ -83,8 +82,8 @@ fn object(template: &Template<'_>, path: &str) -> Value {
     for (key, child) in template.children.iter().filter(|(key, _)| *key != "*") {
         let path = if path.is_empty() { (*key).to_owned() } else { format!("{path}.{key}") };
         let mut schema = property(child, &path.replacen("site.route.", "site.", 1));
-        if let Some(explained) = child.value.and_then(explanation) {
-            if explained.starts_with("required") {
+        if let Some(explained) = child.value.and_then(template::explanation) {
+            if explained.contains("Required: ") {
                 required.push(*key);
             }
             schema["description"] = explained.into();
@@ -209,13 +208,6 @@ fn test() -> Value {
 
 fn is_duration(text: &str) -> bool {
     values::duration_in(text, std::time::Duration::ZERO, values::DAY * 400).is_ok()
-}
-
-/// The comment after a value in `default.toml`.
-fn explanation(value: &Spanned<DeValue<'_>>) -> Option<&'static str> {
-    let rest = DEFAULT.get(value.span().end..)?.lines().next()?;
-    let explained = rest.trim_start().strip_prefix('#')?.trim();
-    (!explained.is_empty()).then_some(explained)
 }
 
 fn scalar(value: &Spanned<DeValue<'_>>) -> Option<Value> {

@@ -23,17 +23,41 @@ pub(super) struct Template<'t> {
 
 /// `default.toml` with its commented examples uncommented, each byte at the same offset.
 pub(super) fn with_examples() -> String {
-    let is_setting = |text: &str| {
-        let name = text.trim_start_matches('[');
-        let end = name.find(|c: char| !(c.is_ascii_lowercase() || "_.".contains(c))).unwrap_or(name.len());
-        let rest = &name[end..];
-        end > 0 && if name.len() < text.len() { rest.starts_with(']') } else { rest.starts_with(" = ") }
-    };
-    let line = |line: &str| match line.strip_prefix("# ").filter(|rest| is_setting(rest)) {
-        Some(rest) => format!("  {rest}\n"),
+    let line = |line: &str| match commented_setting(line) {
+        Some(setting) => format!("  {setting}\n"),
         None => format!("{line}\n"),
     };
     DEFAULT.lines().map(line).collect()
+}
+
+/// The comment above a setting or a heading of `default.toml`, as one line. `None` for a key within an inline table.
+pub(super) fn explanation(value: &Spanned<DeValue<'_>>) -> Option<String> {
+    let start = value.span().start;
+    let line_start = DEFAULT.get(..start)?.rfind('\n').map_or(0, |newline| newline + 1);
+    let before = DEFAULT.get(line_start..start)?.trim_start_matches(['#', ' ', '[']);
+    let is_first = before.is_empty() || before.strip_suffix(" = ").is_some_and(is_name);
+    let above: Vec<_> = DEFAULT[..line_start]
+        .lines()
+        .rev()
+        .map_while(|line| line.strip_prefix('#').filter(|_| commented_setting(line).is_none()))
+        .map(str::trim)
+        .collect();
+    (is_first && !above.is_empty()).then(|| above.into_iter().rev().collect::<Vec<_>>().join(" "))
+}
+
+/// The setting or the heading that a line of `default.toml` has as a comment.
+pub(super) fn commented_setting(line: &str) -> Option<&str> {
+    line.strip_prefix("# ").filter(|text| {
+        let name = text.trim_start_matches('[');
+        match name.len() < text.len() {
+            true => name.find(']').is_some_and(|end| is_name(&name[..end])),
+            false => name.find(" = ").is_some_and(|end| is_name(&name[..end])),
+        }
+    })
+}
+
+fn is_name(text: &str) -> bool {
+    !text.is_empty() && text.chars().all(|c| c.is_ascii_lowercase() || "_.".contains(c))
 }
 
 impl<'t> Template<'t> {

@@ -11,6 +11,7 @@ use super::template::with_examples;
 use super::*;
 use crate::config::AccessLogFile;
 
+mod defaults;
 mod examples;
 pub(super) mod sites;
 mod words;
@@ -438,7 +439,10 @@ fn missing_required_keys_are_reported_at_their_section() {
     for (old, message) in [
         ("address = \"127.0.0.1:8888\"", "listener.address is missing: write address = \"127.0.0.1:8888\""),
         ("name = \"app\"", "pool.name is missing: write name = \"app\""),
-        ("backends = [\"127.0.0.1:9001\"]", "pool.backends is missing: write backends = …"),
+        (
+            "backends = [\"127.0.0.1:9001\"]",
+            "pool.backends is missing: write backends = [{ address = \"127.0.0.1:9001\", weight = 1, state = \"active\", max_connections = 0 }]",
+        ),
         ("pool = \"app\"", "route.pool is missing: write pool = \"app\""),
     ] {
         let section = message.split('.').next().expect("a section");

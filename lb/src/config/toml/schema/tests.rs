@@ -4,8 +4,8 @@ use std::path::Path;
 
 use regex::Regex;
 
-use super::super::read;
 use super::super::tests::leaves;
+use super::super::{DEFAULT, read};
 use super::*;
 
 /// Whether an instance fits a schema; of JSON Schema as much as ours uses, and nothing else may be used.
@@ -158,7 +158,7 @@ fn the_schema_describes_keys_and_defaults() {
     let retries = &schema["properties"]["pool"]["items"]["properties"]["retries"];
     assert_eq!(retries["default"], 2);
     assert!(
-        retries["description"].as_str().is_some_and(|text| text.starts_with("further attempts when a backend fails"))
+        retries["description"].as_str().is_some_and(|text| text.starts_with("Further attempts when a backend fails"))
     );
     let site = &schema["properties"]["site"]["items"];
     assert_eq!(site["required"], json!(["hosts"]));

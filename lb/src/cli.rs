@@ -28,18 +28,18 @@ const DEFAULT_FILE: &str = "evenkeel.toml";
 
 const EXAMPLES: &str = "\
 Examples:
-  evenkeel config --default > evenkeel.toml    begin with every setting, explained
-  evenkeel check                               every problem, with line, column and a fix
-  evenkeel run                                 balance
-  evenkeel status --watch                      what each backend does, every second
-  evenkeel algorithm least-connections         switch every pool, without losing a request
-  evenkeel drain web1:8888 --dry-run           say what would happen to whom
-  evenkeel drain web1:8888                     finish what it has, take nothing new
-  evenkeel drain web1:8888 --deadline 30s      and kill what it has not finished by then
-  evenkeel undo 3                              take change 3 of `evenkeel changes` back
-  evenkeel config --diff                       what is in force and not in the file
-  evenkeel reset                               go back to the file
-  evenkeel reload                              read the configuration again
+  evenkeel config --default > evenkeel.toml    start with every setting, explained
+  evenkeel check                               report every problem, with line, column and a fix
+  evenkeel run                                 run the balancer
+  evenkeel status --watch                      show every backend, refreshed every second
+  evenkeel algorithm least-connections         switch every pool; no request fails
+  evenkeel drain web1:8888 --dry-run           show what a drain would do
+  evenkeel drain web1:8888                     let it finish its requests, and send it no new ones
+  evenkeel drain web1:8888 --deadline 30s      and kill what is still open after 30 seconds
+  evenkeel undo 3                              undo change 3 of `evenkeel changes`
+  evenkeel config --diff                       show what is in force and not in the file
+  evenkeel reset                               undo everything that is not in the file
+  evenkeel reload                              read the configuration again, like SIGHUP
 
 Exit codes:
   0  done

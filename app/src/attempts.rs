@@ -1,12 +1,12 @@
 //! How often a login may fail, by account, by address, and by both together, and how many accounts an address may make:
 //! over all instances.
 //!
-//! Each attempt is counted before its password is checked, and taken back if that was right, or if there was no verdict:
-//! because it was refused, or because of a failure of ours. So attempts at the same time cannot exceed a limit together,
-//! and one that its client gives up counts as failed.
+//! Each attempt is counted before its password is checked, and taken back if that was right, or if there was no
+//! verdict: because it was refused, or because of a failure of ours. So attempts at the same time cannot exceed a limit
+//! together, and one that its client gives up counts as failed.
 //!
-//! Nobody can lock a member out. A browser that has logged in to the account before is known by a cookie of its own
-//! and counted alone, as in OWASP's "device cookies". For all others the limit of the account, once reached by whomever,
+//! Nobody can lock a member out. A browser that has logged in to the account before is known by a cookie of its own and
+//! counted alone, as in OWASP's "device cookies". For all others the limit of the account, once reached by whomever,
 //! still leaves one attempt to each address.
 
 use std::net::IpAddr;

@@ -59,8 +59,8 @@ pub struct ServeArgs {
     /// Name of this instance, shown on its pages [default: the host's name]
     #[arg(long, env = "APP_NAME")]
     pub name: Option<InstanceName>,
-    /// Networks of the proxies whose X-Forwarded-For and X-Forwarded-Proto are believed, separated by commas; a client is
-    /// the rightmost address in X-Forwarded-For that is in none of them
+    /// Networks of the proxies whose X-Forwarded-For and X-Forwarded-Proto are believed, separated by commas; a client
+    /// is the rightmost address in X-Forwarded-For that is in none of them
     #[arg(
         long,
         env = "APP_TRUSTED_PROXIES",
@@ -81,12 +81,12 @@ pub struct ServeArgs {
     /// Sessions of one member at once; with one more, the one goes that was not used for longest (1 to 1000)
     #[arg(long, env = "APP_SESSIONS_PER_MEMBER", default_value_t = 10, value_name = "COUNT")]
     pub sessions_per_member: usize,
-    /// Logins that may fail on one account from one address (of IPv6: /64) or from one browser that has logged in before,
-    /// within --login-window; further ones are answered 429 without a look at the password (1 to 100000)
+    /// Logins that may fail on one account from one address (of IPv6: /64) or from one browser that has logged in
+    /// before, within --login-window; further ones are answered 429 without a look at the password (1 to 100000)
     #[arg(long, env = "APP_LOGIN_FAILURES", default_value_t = 10, value_name = "COUNT")]
     pub login_failures: u32,
-    /// Logins that may fail on one account from all addresses together; beyond it each address has one attempt left, and
-    /// browsers that have logged in before are not concerned (1 to 100000)
+    /// Logins that may fail on one account from all addresses together; beyond it each address has one attempt left,
+    /// and browsers that have logged in before are not concerned (1 to 100000)
     #[arg(long, env = "APP_LOGIN_FAILURES_PER_ACCOUNT", default_value_t = 25, value_name = "COUNT")]
     pub login_failures_per_account: u32,
     /// Logins that may fail from one address on all accounts together (1 to 100000)
@@ -102,7 +102,8 @@ pub struct ServeArgs {
     /// Largest picture, in bytes
     #[arg(long, env = "APP_MAX_PICTURE_BYTES", default_value_t = 5 * 1024 * 1024, value_name = "BYTES")]
     pub max_picture_bytes: u64,
-    /// Largest picture, in pixels (width times height); checking one takes 3 to 16 bytes of memory per pixel, one at a time
+    /// Largest picture, in pixels (width times height); checking one takes 3 to 16 bytes of memory per pixel, one at a
+    /// time
     #[arg(long, env = "APP_MAX_PICTURE_PIXELS", default_value_t = 24_000_000, value_name = "PIXELS")]
     pub max_picture_pixels: u64,
     /// Memory for one password hash (argon2id), in KiB; at least 7168, and 35840 when multiplied by the passes
@@ -133,12 +134,12 @@ pub struct ServeArgs {
     #[arg(long, env = "APP_MAX_CONNECTIONS", default_value_t = 10_000, value_name = "COUNT")]
     pub max_connections: usize,
     /// Time between the announcement of a stop by /readyz and /healthz (503) and the last connection accepted, on
-    /// SIGTERM: longer than the balancer takes to notice, that is its interval between probes times the failures it waits
-    /// for; SIGINT skips it; 0s: none
+    /// SIGTERM: longer than the balancer takes to notice, that is its interval between probes times the failures it
+    /// waits for; SIGINT skips it; 0s: none
     #[arg(long, env = "APP_SHUTDOWN_DELAY", default_value = "5s", value_parser = duration, value_name = "TIME")]
     pub shutdown_delay: Duration,
-    /// The instances of this site as HOST:PORT, separated by commas; this one may be among them. One that has lost a store
-    /// says so at /readyz (503) only if one of them has not; without any it never does
+    /// The instances of this site as HOST:PORT, separated by commas; this one may be among them. One that has lost a
+    /// store says so at /readyz (503) only if one of them has not; without any it never does
     #[arg(long, env = "APP_PEERS", value_delimiter = ',', value_name = "HOST:PORT")]
     pub peers: Vec<Address>,
     /// Time that requests in flight get to finish after that

@@ -54,7 +54,8 @@ pub trait DataStore: fmt::Debug + Send + Sync + 'static {
     /// Adds a post. Repeating it (same id) changes nothing, even if its content differs.
     async fn add_post(&self, post: &Post) -> Result<()>;
 
-    /// Posts of everyone, at most `limit`, those after `after` in the order of lists. `own` as for [`logins`](Self::logins).
+    /// Posts of everyone, at most `limit`, those after `after` in the order of lists. `own` as for
+    /// [`logins`](Self::logins).
     async fn posts(&self, after: Option<Cursor>, limit: usize, own: &[Cursor]) -> Result<Vec<Post>>;
 
     /// Whether the store answers, and what it can do.

@@ -1,8 +1,8 @@
 //! Pictures: checked before they are kept, named by their content, stored where every instance finds them.
 //!
-//! An upload is spooled to an unnamed file while it is hashed and counted, and passed on in parts: of 256 KiB to a folder,
-//! of 5 MiB to a bucket, which takes no smaller ones. On the way out it is streamed. Only checking decodes it whole, one
-//! at a time, and one of each member's at most waits for its turn beside those of others.
+//! An upload is spooled to an unnamed file while it is hashed and counted, and passed on in parts: of 256 KiB to a
+//! folder, of 5 MiB to a bucket, which takes no smaller ones. On the way out it is streamed. Only checking decodes it
+//! whole, one at a time, and one of each member's at most waits for its turn beside those of others.
 
 #[cfg(feature = "network")]
 mod bucket;

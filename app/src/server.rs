@@ -35,8 +35,8 @@ pub enum Stop {
 }
 
 /// Answers what arrives at `listener` until it should stop, or `stop` is dropped. Then in this order: `/readyz` and
-/// `/healthz` say that it is stopping, for `shutdown_delay`, while all goes on being answered, each answer the last of its
-/// connection; nothing more is accepted; what is in flight is finished. Returns at the deadline at the latest.
+/// `/healthz` say that it is stopping, for `shutdown_delay`, while all goes on being answered, each answer the last of
+/// its connection; nothing more is accepted; what is in flight is finished. Returns at the deadline at the latest.
 pub async fn run(app: Arc<App>, listener: TcpListener, mut stop: watch::Receiver<Stop>) {
     let router = routes::router(Arc::clone(&app));
     let connections = GracefulShutdown::new();

@@ -41,11 +41,11 @@ pub type Result<T> = std::result::Result<T, StoreError>;
 /// Keeps sessions for every instance, and beside them short lists and counts.
 ///
 /// - **Visibility:** whatever is finished is seen through every instance at once.
-/// - **Ended** sessions stay so: [`save`](Self::save) never brings one back, and for [`TOMBSTONE_TTL`] the store still knows
-///   that there was one.
+/// - **Ended** sessions stay so: [`save`](Self::save) never brings one back, and for [`TOMBSTONE_TTL`] the store still
+///   knows that there was one.
 /// - **Repeatable:** each operation may be sent again, by a retry here, and has the effect of one.
-/// - **Parts** of the store may be away while others are well. What of a name stands in braces says which part it is in;
-///   an id is in any.
+/// - **Parts** of the store may be away while others are well. What of a name stands in braces says which part it is
+///   in; an id is in any.
 /// - A dropped future leaves its operation either done or not done, never half done.
 #[async_trait]
 pub trait SessionStore: fmt::Debug + Send + Sync + 'static {

@@ -426,8 +426,8 @@ impl<W: Walk> Exchange<W> {
         self.current.as_ref().map(|attempt| attempt.lease.incarnation())
     }
 
-    /// Whether the current attempt must not use an idle connection, since one was stale. A backend that fails as soon as it
-    /// reads the request cannot be told from one that closes an idle connection; on a new connection it can.
+    /// Whether the current attempt must not use an idle connection, since one was stale. A backend that fails as soon
+    /// as it reads the request cannot be told from one that closes an idle connection; on a new connection it can.
     pub fn needs_new_connection(&self) -> bool {
         self.met_stale
     }

@@ -4,8 +4,8 @@
 //!
 //! What a client or its request causes never counts against a backend and is not tried on the others: one address that
 //! always fails must not take a whole pool out of service. A malformed field or a head above our limits is such a case,
-//! because the application writes the fields of a response, sometimes with what the client sent. The status line and the
-//! framing of the body are written by the server itself: what is wrong there is the backend's fault.
+//! because the application writes the fields of a response, sometimes with what the client sent. The status line and
+//! the framing of the body are written by the server itself: what is wrong there is the backend's fault.
 
 use std::fmt;
 use std::io;

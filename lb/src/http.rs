@@ -10,8 +10,8 @@
 //! - [`linger`]: the lingering close of connections whose client may still send.
 //! - [`h2`]: HTTP/2 connections; their streams are handled as HTTP/1.1.
 //! - [`request`]: routes a request and builds the head for its backend.
-//! - [`facts`]: values of variables; [`fields`] and [`target`]: rules that use them; [`configured_reply`]: responses from
-//!   the configuration.
+//! - [`facts`]: values of variables; [`fields`] and [`target`]: rules that use them; [`configured_reply`]: responses
+//!   from the configuration.
 //! - [`transfer`]: upload and download of an exchange, driven by one poll; [`upstream`]: the connection to the backend.
 //! - [`disconnect`]: detects clients that disconnect while nothing of theirs is read.
 //! - [`content`]: a request's content, one store with several cursors; [`body`]: a response's content, reframed.
@@ -72,11 +72,11 @@ use crate::site::Sites;
 pub use client::serve;
 pub use transfer::MAX_READ_BYTES;
 
-/// How long a client must have been idle before it may be shed. A client between two requests in quick succession is not
-/// idle.
+/// How long a client must have been idle before it may be shed. A client between two requests in quick succession is
+/// not idle.
 const MIN_IDLE: Duration = Duration::from_secs(1);
-/// After this many rounds of shedding, ten per second, [`MIN_IDLE_OF_FULL`] applies instead. Otherwise clients with frequent
-/// requests would exclude a new client for good.
+/// After this many rounds of shedding, ten per second, [`MIN_IDLE_OF_FULL`] applies instead. Otherwise clients with
+/// frequent requests would exclude a new client for good.
 const MAX_PATIENT_ROUNDS: u32 = 10;
 /// Replaces [`MIN_IDLE`] for a client that has waited for long.
 const MIN_IDLE_OF_FULL: Duration = Duration::from_millis(100);
@@ -396,7 +396,8 @@ impl ThreadState {
         self.to_shed.store(0, Ordering::Release);
     }
 
-    /// Takes one of the sheddings that are due. True: the connection that asks, which has been idle for so long, has to close.
+    /// Takes one of the sheddings that are due. True: the connection that asks, which has been idle for so long, has to
+    /// close.
     fn sheds_one(&self, idle_for: Duration) -> bool {
         idle_for.as_millis() >= u128::from(self.min_idle_ms.load(Ordering::Relaxed)) && take_one(&self.to_shed)
     }

@@ -119,8 +119,8 @@ fn configured(level: &str) -> String {
     let filter = format!("evenkeel={level},{of_libraries}");
     match level {
         "debug" | "trace" => filter,
-        // These warn about input that anyone can send, such as unexpected packets, or an IP address as server name. Many
-        // of them could fill the log. We log the failures ourselves.
+        // These warn about input that anyone can send, such as unexpected packets, or an IP address as server name.
+        // Many of them could fill the log. We log the failures ourselves.
         _ => format!("{filter},rustls=error,hickory_net=error,hickory_proto=error,hickory_resolver=error"),
     }
 }

@@ -406,8 +406,8 @@ impl Draft {
             let backend_here = match known.get(&backend.address) {
                 Some(&(known, before)) => {
                     known.backend.set_probed(is_probed);
-                    // One that comes back must not be taken for what it was. What was learned over other connections may
-                    // not hold over those of this plan; it is learned as long as the plan before is in force.
+                    // One that comes back must not be taken for what it was. What was learned over other connections
+                    // may not hold over those of this plan; it is learned as long as the plan before is in force.
                     if may_be_another(before, backend.state) && backend.state != AdminState::Down {
                         known.backend.forget(now);
                     }

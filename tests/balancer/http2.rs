@@ -223,8 +223,8 @@ async fn a_stop_tells_by_two_goaways() {
     assert!(!balancer.log().contains("cut off"), "{}", balancer.log());
 }
 
-// Their backends had paused in the midst of their responses, and held all the turns that there are: nothing moved until one
-// of them went on.
+// Their backends had paused in the midst of their responses, and held all the turns that there are: nothing moved until
+// one of them went on.
 #[tokio::test]
 async fn responses_that_pause_hold_up_no_others() {
     let a = Origin::start("a").await;
@@ -324,8 +324,8 @@ async fn uploads_that_never_end_are_nobodys_failure_but_the_clients() {
     }
 }
 
-// Forty of them used to leave no window to the rest of their connection, for as long as `write_timeout` after the client
-// had reset them.
+// Forty of them used to leave no window to the rest of their connection, for as long as `write_timeout` after the
+// client had reset them.
 #[tokio::test]
 async fn uploads_that_nobody_reads_hold_up_no_others() {
     let a = Origin::start("a").await;
@@ -724,7 +724,8 @@ fn backend<F: Future<Output = std::io::Result<()>> + Send>(
     (port, Config::default().pool(pool).listener(&tls()))
 }
 
-// Those of responses were dropped. What routes, frames or authenticates a message has no place in them (RFC 9110 §6.5.1).
+// Those of responses were dropped. What routes, frames or authenticates a message has no place in them (RFC 9110
+// §6.5.1).
 #[tokio::test]
 async fn trailers_pass_both_ways_but_those_that_must_not() {
     let (sender, seen) = tokio::sync::oneshot::channel();
@@ -1286,8 +1287,8 @@ async fn values_with_blanks_at_an_end_are_malformed() {
     assert_eq!(balancer.metrics().await.sum("evenkeel_refusals_total", &[("reason", "malformed")]), 4.0);
 }
 
-// Once all of them were in buffers, the client had `keepalive_timeout` and `send_timeout` for everything; and a stream had
-// `send_timeout` until its turn came, whatever the client took meanwhile.
+// Once all of them were in buffers, the client had `keepalive_timeout` and `send_timeout` for everything; and a stream
+// had `send_timeout` until its turn came, whatever the client took meanwhile.
 #[tokio::test]
 async fn a_client_that_reads_slowly_and_without_pause_has_all_responses() {
     let a = Origin::start("a").await;

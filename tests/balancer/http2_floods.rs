@@ -1,5 +1,5 @@
-//! Clients that use HTTP/2 to do harm. Each is told so and leaves, memory stays bounded, other clients are served, and no
-//! backend is blamed.
+//! Clients that use HTTP/2 to do harm. Each is told so and leaves, memory stays bounded, other clients are served, and
+//! no backend is blamed.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -348,7 +348,8 @@ async fn what_has_to_be_acknowledged_does_not_pile_up() {
     assert!(grown < MAX_GROWTH_KIB, "{grown} KiB more");
 }
 
-// CVE-2019-9511 and -9517: a client asks for much and opens no window, or opens it by a byte at a time, or reads nothing.
+// CVE-2019-9511 and -9517: a client asks for much and opens no window, or opens it by a byte at a time, or reads
+// nothing.
 #[tokio::test]
 async fn responses_that_nobody_takes_are_given_up() {
     let a = Origin::start("a").await;

@@ -1,4 +1,5 @@
-//! WebSocket over HTTP/2 (RFC 8441): each is a tunnel on a stream, and all that holds for those of HTTP/1.1 holds for it.
+//! WebSocket over HTTP/2 (RFC 8441): each is a tunnel on a stream, and all that holds for those of HTTP/1.1 holds for
+//! it.
 
 use std::time::Duration;
 

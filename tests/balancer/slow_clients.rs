@@ -189,8 +189,8 @@ async fn a_slow_client_above_min_rate_is_served() {
     assert_eq!(wire.reply().await.status, 200);
 }
 
-// Servers have their own timeouts for content. Five such clients caused an ejection. A reset is a failure: a server that
-// has read everything closes without one.
+// Servers have their own timeouts for content. Five such clients caused an ejection. A reset is a failure: a server
+// that has read everything closes without one.
 #[tokio::test]
 async fn a_backend_that_gives_up_on_a_slow_body_has_not_failed() {
     let a = Origin::start("a").await;

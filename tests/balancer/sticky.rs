@@ -154,7 +154,8 @@ async fn a_backend_inserted_before_the_choice_changes_no_clients_backend() {
 #[tokio::test]
 async fn the_cookie_outlives_restarts_and_reloads() {
     let origins = Origin::several(["a", "b", "c"]).await;
-    // Without probes: beside a busy loop the first one after a start may take too long, and the backend is unhealthy then.
+    // Without probes: beside a busy loop the first one after a start may take too long, and the backend is unhealthy
+    // then.
     let config = Config::of(&origins).app(|pool| pool.sticky("cookie = \"ROUTEID\""));
     let mut balancer = Balancer::start(config).await;
     let (cookie, name) = first_visit(&balancer).await;

@@ -6,10 +6,10 @@
 //! - [`wire`]: HTTP/1.1 by the byte, for clients and origins alike. [`http2`]: clients of HTTP/2, and over TLS.
 //! - [`port`], [`process`]: addresses and child processes that do not outlive a test.
 //! - [`config`], [`balancer`]: a configuration, and the real program running with it.
-//! - [`origin`]: a backend that does as told. [`dns`]: names that lead where a test says. [`link`]: a connection that can
-//!   be cut. [`websocket`]: a client.
-//! - [`nginx`], [`haproxy`]: references for what must agree with them. [`openssl`]: certificates, and another client of TLS.
-//!   [`authority`]: certificates for addresses, and such as have expired.
+//! - [`origin`]: a backend that does as told. [`dns`]: names that lead where a test says. [`link`]: a connection that
+//!   can be cut. [`websocket`]: a client.
+//! - [`nginx`], [`haproxy`]: references for what must agree with them. [`openssl`]: certificates, and another client of
+//!   TLS. [`authority`]: certificates for addresses, and such as have expired.
 //! - [`redis_cluster`]: a store of several nodes that can be killed, frozen and given other roles.
 //! - [`app`], [`browser`]: the application, and a person who uses it.
 

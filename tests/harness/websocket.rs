@@ -1,5 +1,5 @@
-//! A WebSocket client, over HTTP/1.1 or HTTP/2 (RFC 8441): enough to keep a tunnel open and see that it carries what was
-//! sent.
+//! A WebSocket client, over HTTP/1.1 or HTTP/2 (RFC 8441): enough to keep a tunnel open and see that it carries what
+//! was sent.
 
 use std::net::SocketAddr;
 

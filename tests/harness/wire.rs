@@ -308,7 +308,8 @@ impl Wire {
     }
 }
 
-/// Connects so that little of what is not read waits here. The larger the segments, in bytes, the more waits at the peer.
+/// Connects so that little of what is not read waits here. The larger the segments, in bytes, the more waits at the
+/// peer.
 pub async fn narrow(address: SocketAddr, segment: u32) -> TcpStream {
     let socket = TcpSocket::new_v4().expect("a socket");
     socket.set_recv_buffer_size(20_000).expect("an option of every socket");

@@ -58,11 +58,11 @@ type Parameter<'p> = (&'p (dyn ToSql + Sync), Type);
 
 /// A connection, lent for one statement.
 ///
-/// It returns to the pool only by [`give_back`](Self::give_back), once the answer has been read to its end. In any other
-/// way it is closed, since an answer may still be on its way, which the next statement would be taken to be answered by.
-/// Dropped without an answer, after a time limit or with the future that waited for it, it has the server end the
-/// statement first, and keeps its place in the pool until then or until [`Link::cancel`] gives up: else ever more
-/// statements would run that nobody waits for.
+/// It returns to the pool only by [`give_back`](Self::give_back), once the answer has been read to its end. In any
+/// other way it is closed, since an answer may still be on its way, which the next statement would be taken to be
+/// answered by. Dropped without an answer, after a time limit or with the future that waited for it, it has the server
+/// end the statement first, and keeps its place in the pool until then or until [`Link::cancel`] gives up: else ever
+/// more statements would run that nobody waits for.
 struct Loan(Option<Object<Connections>>);
 
 impl Loan {

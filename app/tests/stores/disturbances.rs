@@ -1,5 +1,5 @@
-//! Members who post, list and log in without pause while nodes of the stand-in for CrateDB hang, end and restart: what was
-//! acknowledged is there, once and as its author's; nobody is logged out; and whatever fails is a 503.
+//! Members who post, list and log in without pause while nodes of the stand-in for CrateDB hang, end and restart: what
+//! was acknowledged is there, once and as its author's; nobody is logged out; and whatever fails is a 503.
 //!
 //! `compose/README.md` has the same table of a real cluster. Its times are too long for a test: with
 //! `EVENKEEL_DISTURBANCES=full` these are them.
@@ -303,8 +303,8 @@ async fn disturbances_of_the_stand_in_for_cratedb_lose_nothing_that_was_acknowle
         for answer in outcome.answered.lock().unwrap().iter() {
             assert!(matches!(answer.status, 200 | 303 | 503), "{:?}: {}", answer.kind, answer.status);
         }
-        // Requests wait for as long as it takes. Where a master hangs, the full times leave one second between the election of
-        // the next and what a request may take: one whose last attempt goes to the node that hangs fails.
+        // Requests wait for as long as it takes. Where a master hangs, the full times leave one second between the
+        // election of the next and what a request may take: one whose last attempt goes to the node that hangs fails.
         match disturbance {
             Disturbance::MasterHangs => assert!(failed <= MEMBERS, "{row}"),
             Disturbance::AllRestart => assert!(failed > 0, "{row}"),

@@ -1,18 +1,20 @@
 //! A stand-in for CrateDB: a proxy before a real PostgreSQL that does what CrateDB does and PostgreSQL does not.
 //!
-//! - Each statement runs on a connection of its own. Of two that are pipelined on one connection, the second is answered
-//!   first. What was sent runs to its end, whether or not its client is still there.
-//! - There are two copies of every table. A row is written to the primary, some time later to the replica, and only then
-//!   acknowledged. A write that changes nothing is answered at once. Reads by primary key go to both copies in turn.
+//! - Each statement runs on a connection of its own. Of two that are pipelined on one connection, the second is
+//!   answered first. What was sent runs to its end, whether or not its client is still there.
+//! - There are two copies of every table. A row is written to the primary, some time later to the replica, and only
+//!   then acknowledged. A write that changes nothing is answered at once. Reads by primary key go to both copies in
+//!   turn.
 //! - Any other read sees what was there at the last refresh, which comes once a second.
 //! - There are three nodes. One that is frozen takes connections and answers nothing; what is asked of the others waits
 //!   for it until fault detection takes it out of the cluster.
 //! - Without a master every write is refused, while reads go on and `sys.nodes` still counts three: only
 //!   `sys.cluster` tells.
 //! - After a restart of all nodes neither tables nor schemas nor users are known until the state is recovered.
-//! - `crate` may do everything. Others do not see that there is a schema `sys`, but for the tables that they were granted.
-//! - A list is read in two phases, of which the second leaves locks behind when a node hangs, unless its session has said
-//!   otherwise. The locks are not there, but such lists are counted.
+//! - `crate` may do everything. Others do not see that there is a schema `sys`, but for the tables that they were
+//!   granted.
+//! - A list is read in two phases, of which the second leaves locks behind when a node hangs, unless its session has
+//!   said otherwise. The locks are not there, but such lists are counted.
 //! - A cancel request ends what runs on a connection.
 //!
 //! It asks for no passwords.

@@ -484,8 +484,8 @@ pub(crate) fn same_sockets(wanted: &[ListenerConfig]) -> impl Iterator<Item = (u
     found.into_iter()
 }
 
-/// Identifies a file that need not exist: the device and inode of its folder, and its name. Equal for all paths that lead
-/// to the same file. `None` if the folder cannot be found.
+/// Identifies a file that need not exist: the device and inode of its folder, and its name. Equal for all paths that
+/// lead to the same file. `None` if the folder cannot be found.
 fn identity(path: &Path) -> Option<(u64, u64, OsString)> {
     let folder = std::fs::metadata(folder_of(path)).ok()?;
     Some((folder.dev(), folder.ino(), path.file_name()?.to_owned()))

@@ -412,8 +412,8 @@ fn prefix(text: &[u8]) -> Option<&str> {
     text.bytes().all(|b| b.is_ascii_alphanumeric() || b"/-._~%!$&'()*+;=:@".contains(&b)).then_some(text)
 }
 
-/// Writes `for=` with an address, or with what stands for one that there is none of (RFC 7239 §6.2). One of IPv6 stands in
-/// brackets and quotes (§6).
+/// Writes `for=` with an address, or with what stands for one that there is none of (RFC 7239 §6.2). One of IPv6 stands
+/// in brackets and quotes (§6).
 fn write_node(address: Option<IpAddr>, out: &mut impl Write) -> fmt::Result {
     match address {
         Some(IpAddr::V4(address)) => write!(out, "for={address}"),

@@ -54,8 +54,8 @@ impl ResponseBody {
         self.framing == Framing::UntilClose
     }
 
-    /// Appends the content in `input` to `out`, with small chunks joined. Returns how much of the input belonged to this
-    /// response. The input is overwritten: its content may be moved within it.
+    /// Appends the content in `input` to `out`, with small chunks joined. Returns how much of the input belonged to
+    /// this response. The input is overwritten: its content may be moved within it.
     pub(super) fn take(&mut self, input: &mut [u8], out: &mut Vec<u8>) -> Result<usize, BadResponse> {
         let (mut at, mut content) = (0, 0..0);
         let mut failed = None;

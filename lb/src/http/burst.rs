@@ -22,8 +22,9 @@ pub(super) async fn let_others_read() {
     .await;
 }
 
-/// Has the task that is being polled run again once the runtime has looked which sockets are ready. For a task that has done
-/// as much as it may at once: woken as usual, it would run up to 61 times before the runtime learns of new requests.
+/// Has the task that is being polled run again once the runtime has looked which sockets are ready. For a task that has
+/// done as much as it may at once: woken as usual, it would run up to 61 times before the runtime learns of new
+/// requests.
 pub(super) fn wake_after_others(cx: &mut Context<'_>) {
     _ = pin!(yield_now()).poll(cx);
 }

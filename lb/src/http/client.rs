@@ -211,8 +211,8 @@ enum IdleEvent {
     Shedding,
 }
 
-/// Waits for the first bytes of a request without holding buffers: `buffers` serves the first read and is given back. `None`: the
-/// connection is to be closed.
+/// Waits for the first bytes of a request without holding buffers: `buffers` serves the first read and is given back.
+/// `None`: the connection is to be closed.
 async fn first_bytes<'e>(
     engine: &'e Engine,
     client: &mut ClientStream,
@@ -406,8 +406,8 @@ impl Request<'_> {
             Err(_) if self.state.is_misdirected && !is_first && !self.is_stream => {
                 RequestEnd { action: ConnectionAction::Close, at: self.started }
             }
-            // Clients repeat what crossed the GOAWAY on a new connection, which is judged anew. An answer of 421 they would take
-            // for the end of it.
+            // Clients repeat what crossed the GOAWAY on a new connection, which is judged anew. An answer of 421 they
+            // would take for the end of it.
             Err(_) if self.state.is_misdirected && self.is_stream => {
                 RequestEnd { action: ConnectionAction::Refuse, at: self.started }
             }
@@ -606,8 +606,8 @@ impl ExchangeDriver<'_, '_> {
         }
     }
 
-    /// Whether the backend has understood what it was asked, and does not only repeat it (RFC 6455 §4.1). Otherwise it would
-    /// read what the client sends through the tunnel as requests.
+    /// Whether the backend has understood what it was asked, and does not only repeat it (RFC 6455 §4.1). Otherwise it
+    /// would read what the client sends through the tunnel as requests.
     fn proves_websocket(&self) -> bool {
         let Buffers { request, from_client, response, from_backend, .. } = &*self.transfer.buffers;
         let key = request.fields().value(from_client, Name::SecWebSocketKey).unwrap_or_default();

@@ -2,9 +2,9 @@
 //! still sends. Closing at once would reset the connection, and a client that sends everything before it reads would
 //! never see its response.
 //!
-//! Under TLS our side is closed when the closing alert has been sent. Without it the client takes a response that ends with
-//! the connection for one that broke off. So neither the end of the client's side nor another client that needs the place
-//! ends the close before (nginx waits for it too).
+//! Under TLS our side is closed when the closing alert has been sent. Without it the client takes a response that ends
+//! with the connection for one that broke off. So neither the end of the client's side nor another client that needs
+//! the place ends the close before (nginx waits for it too).
 
 use std::future::poll_fn;
 use std::pin::Pin;
@@ -157,8 +157,8 @@ mod tests {
         assert_eq!(received.expect("the closing alert"), sent);
     }
 
-    /// Has a client linger under TLS whose pipe is full while another one wants its place. `act` is given the client's end
-    /// and what polls the lingering close once.
+    /// Has a client linger under TLS whose pipe is full while another one wants its place. `act` is given the client's
+    /// end and what polls the lingering close once.
     fn linger_in_a_full_place(act: impl FnOnce(&Pipe, &Tls, &mut dyn FnMut() -> bool)) {
         simulated::enter(0);
         let cx = &mut Context::from_waker(Waker::noop());

@@ -132,8 +132,8 @@ impl Pace {
         self.bounded(limit, self.left, moved)
     }
 
-    /// The same where the client waits for nothing before it moves more in this exchange: only what moved in this one counts,
-    /// and only [such waits](Self::waited_alone).
+    /// The same where the client waits for nothing before it moves more in this exchange: only what moved in this one
+    /// counts, and only [such waits](Self::waited_alone).
     pub(super) fn patience_alone(&self, limit: Duration) -> Duration {
         self.bounded(limit, self.left_alone, self.moved)
     }

@@ -1,9 +1,10 @@
-//! A thread that carries traffic: it accepts on the sockets that it is given, until they are closed or the process stops,
-//! and serves what it has accepted.
+//! A thread that carries traffic: it accepts on the sockets that it is given, until they are closed or the process
+//! stops, and serves what it has accepted.
 //!
-//! Accepting and handshakes do not wait in the queue of the tasks that serve clients, where they would come after thousands
-//! of others each time. They are tasks of the thread's own future, which runs whenever the thread looks which sockets are
-//! ready. How much is done there at once is bounded, so that clients that are being served wait no longer than new ones.
+//! Accepting and handshakes do not wait in the queue of the tasks that serve clients, where they would come after
+//! thousands of others each time. They are tasks of the thread's own future, which runs whenever the thread looks which
+//! sockets are ready. How much is done there at once is bounded, so that clients that are being served wait no longer
+//! than new ones.
 
 use std::io::{self, ErrorKind};
 use std::net::{SocketAddr, TcpStream as BlockingTcpStream};
@@ -38,8 +39,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 const MAX_ACCEPTED_AT_ONCE: u32 = 16;
 /// How often a thread that stops looks whether its last exchange has ended.
 const STOP_CHECK_INTERVAL: Duration = Duration::from_millis(5);
-/// How long a stop waits, beyond the last exchange, for connections that carry none: a TLS handshake, half a head, what a
-/// refused client still sends. Nobody can say whether they would ever end.
+/// How long a stop waits, beyond the last exchange, for connections that carry none: a TLS handshake, half a head, what
+/// a refused client still sends. Nobody can say whether they would ever end.
 const SILENT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A socket that a thread has to accept on.
@@ -434,8 +435,8 @@ impl Listener {
         self.tls.load().is_some()
     }
 
-    /// Places for a client, as soon as there are some. The handshake's comes first: who waits for one takes no place from
-    /// clients without TLS.
+    /// Places for a client, as soon as there are some. The handshake's comes first: who waits for one takes no place
+    /// from clients without TLS.
     async fn permits(&self) -> ClientPermits {
         let handshake = if self.has_tls() { Some(self.engine.admit_handshake().await) } else { None };
         ClientPermits { handshake, client: self.engine.admit().await }

@@ -164,8 +164,8 @@ fn short_text_run(bytes: &[u8]) -> usize {
     words.len() * 8 + rest.unwrap_or(tail.len())
 }
 
-/// Bytes of `word` below 0x20 or equal to 0x7f, tabs included, as set high bits. Only the lowest set bit is certain: the
-/// subtractions borrow from the bytes above a hit.
+/// Bytes of `word` below 0x20 or equal to 0x7f, tabs included, as set high bits. Only the lowest set bit is certain:
+/// the subtractions borrow from the bytes above a hit.
 #[inline]
 fn controls(word: u64) -> u64 {
     const ONES: u64 = 0x0101_0101_0101_0101;

@@ -1,5 +1,5 @@
-//! What must hold for any bytes at all, checked by the property tests and the fuzz target alike: what comes of them does not
-//! depend on how they were cut, nothing panics, and what a connection holds stays bounded.
+//! What must hold for any bytes at all, checked by the property tests and the fuzz target alike: what comes of them
+//! does not depend on how they were cut, nothing panics, and what a connection holds stays bounded.
 
 #![allow(dead_code, reason = "each includer uses some")]
 

@@ -1,9 +1,9 @@
 //! Every statement that is sent to CrateDB or PostgreSQL, in one place, so that a test can prove all of them against
 //! CrateDB's grammar. PostgreSQL has writes of its own, and is not sent those at the end.
 
-// A write whose row is there already writes that row once more, as it is. CrateDB answers `DO NOTHING` at once, while the
-// row may still be on its way from the primary to a replica, which whoever looks for it next may ask. A write it answers
-// when all copies have it, and what came before it.
+// A write whose row is there already writes that row once more, as it is. CrateDB answers `DO NOTHING` at once, while
+// the row may still be on its way from the primary to a replica, which whoever looks for it next may ask. A write it
+// answers when all copies have it, and what came before it.
 
 /// Returns the id of the owner of the name.
 pub const CREATE_USER: &str = "\
@@ -45,8 +45,8 @@ pub const POST_BY_KEY: &str = "\
 pub const READY: &str = "SELECT id FROM users WHERE user_key = ''";
 
 /// For each connection to CrateDB. By default a list is read in two phases, of which the second, `fetchPhase`, holds a
-/// lock on its shards. A node that hangs between the two and is taken out of the cluster keeps that lock when it comes back,
-/// and none of these shards can start on it ("failed to obtain shard lock") until `KILL ALL`.
+/// lock on its shards. A node that hangs between the two and is taken out of the cluster keeps that lock when it comes
+/// back, and none of these shards can start on it ("failed to obtain shard lock") until `KILL ALL`.
 pub const SESSION: &str = "SET SESSION optimizer_rewrite_to_query_then_fetch = false";
 
 pub const TABLES: &str = "SELECT table_name FROM information_schema.tables WHERE table_schema = current_schema";

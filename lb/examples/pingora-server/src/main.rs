@@ -1,5 +1,6 @@
-//! A Pingora server that balances by Evenkeel: routes, pools and backends from a file in TOML, changed at run time by the
-//! admin API. Pingora's proxy carries the requests, or with `--engine` Evenkeel's own engine. docs/pingora.md tells more.
+//! A Pingora server that balances by Evenkeel: routes, pools and backends from a file in TOML, changed at run time by
+//! the admin API. Pingora's proxy carries the requests, or with `--engine` Evenkeel's own engine. docs/pingora.md tells
+//! more.
 //!
 //! ```sh
 //! cargo run --package pingora-server -- [--engine | --filter] [--upgrade] [--daemon] evenkeel.toml [ADDRESS CERTIFICATE KEY]

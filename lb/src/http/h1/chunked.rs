@@ -25,13 +25,14 @@ pub struct Limits {
 
 impl Limits {
     /// `extension_bytes` bounds all chunk extensions together, `trailer_bytes` all trailer lines with the last, empty
-    /// one. So a peer that wraps every byte of data in kilobytes of extension gets no further than one that does it once.
+    /// one. So a peer that wraps every byte of data in kilobytes of extension gets no further than one that does it
+    /// once.
     pub const fn new(extension_bytes: u16, trailer_bytes: u16) -> Limits {
         Limits { extension_bytes, is_per_chunk: false, trailer_bytes }
     }
 
-    /// The same for the extensions of each chunk, however many there are of all. RFC 9112 §7.1.1 asks for a limit on all
-    /// of them in requests only.
+    /// The same for the extensions of each chunk, however many there are of all. RFC 9112 §7.1.1 asks for a limit on
+    /// all of them in requests only.
     pub const fn per_chunk(self) -> Limits {
         Limits { is_per_chunk: true, ..self }
     }

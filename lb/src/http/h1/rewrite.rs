@@ -101,9 +101,9 @@ pub struct Lines<'a> {
 }
 
 impl<'a> Lines<'a> {
-    /// `text` is lines as they are sent, `Name: value` and the line's end each, with names and values that could stand in
-    /// a [`Change`]. Fields of the names `replaced` give way to them, whether there is such a line or not; those of `added`
-    /// are passed on beside them.
+    /// `text` is lines as they are sent, `Name: value` and the line's end each, with names and values that could stand
+    /// in a [`Change`]. Fields of the names `replaced` give way to them, whether there is such a line or not; those of
+    /// `added` are passed on beside them.
     pub fn new(text: &'a [u8], replaced: NameSet, added: NameSet) -> Self {
         let lines = Self { text, replaced, added };
         debug_assert!(

@@ -27,7 +27,8 @@ pub fn asks(request: &RequestHead) -> bool {
 /// What belongs to every key (RFC 6455 §1.3).
 const GUID: &[u8] = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
 
-/// The Sec-WebSocket-Accept that proves to who has sent this Sec-WebSocket-Key that a WebSocket is open (RFC 6455 §4.2.2).
+/// The Sec-WebSocket-Accept that proves to who has sent this Sec-WebSocket-Key that a WebSocket is open (RFC 6455
+/// §4.2.2).
 pub fn accept_of(key: &[u8]) -> String {
     let mut sha1 = Context::new(&SHA1_FOR_LEGACY_USE_ONLY);
     sha1.update(key);

@@ -12,14 +12,14 @@ type Spawner = Box<dyn Fn(Task)>;
 
 thread_local! {
     static SPAWNER: RefCell<Option<Spawner>> = const { RefCell::new(None) };
-    static WORLD: Cell<Option<World>> = const { Cell::new(None) };
+    static CLOCK: Cell<Option<Clock>> = const { Cell::new(None) };
     /// The generator's state. Separate, because it is used most often.
     static RANDOM: Cell<Option<u64>> = const { Cell::new(None) };
     static ALARMS: RefCell<BinaryHeap<Alarm>> = const { RefCell::new(BinaryHeap::new()) };
 }
 
 #[derive(Clone, Copy)]
-struct World {
+struct Clock {
     start: Instant,
     now: Instant,
     /// Numbers the alarms, so that simultaneous ones ring in the order in which they were set.
@@ -49,31 +49,31 @@ pub(crate) enum Sleep {
 /// Enters a simulation: from now on time stands still on this thread, and randomness comes from the seed.
 pub(crate) fn enter(seed: u64) {
     let start = Instant::now();
-    WORLD.set(Some(World { start, now: start, alarms: 0 }));
+    CLOCK.set(Some(Clock { start, now: start, alarms: 0 }));
     RANDOM.set(Some(seed));
     ALARMS.with_borrow_mut(BinaryHeap::clear);
 }
 
 pub(crate) fn leave() {
-    WORLD.set(None);
+    CLOCK.set(None);
     RANDOM.set(None);
     ALARMS.with_borrow_mut(BinaryHeap::clear);
 }
 
 /// The simulated time since the simulation began.
 pub(crate) fn elapsed() -> Duration {
-    WORLD.get().map_or(Duration::ZERO, |world| world.now - world.start)
+    CLOCK.get().map_or(Duration::ZERO, |clock| clock.now - clock.start)
 }
 
 /// Moves the clock to the next alarm and rings all that are due. False if there is none.
 pub(crate) fn advance() -> bool {
-    let Some(mut world) = WORLD.get() else { return false };
+    let Some(mut clock) = CLOCK.get() else { return false };
     let Some(first) = ALARMS.with_borrow_mut(BinaryHeap::pop) else { return false };
-    world.now = world.now.max(first.at);
-    WORLD.set(Some(world));
+    clock.now = clock.now.max(first.at);
+    CLOCK.set(Some(clock));
     first.waker.wake();
     while let Some(due) = ALARMS.with_borrow_mut(|alarms| {
-        let is_due = alarms.peek().is_some_and(|next| next.at <= world.now);
+        let is_due = alarms.peek().is_some_and(|next| next.at <= clock.now);
         is_due.then(|| alarms.pop()).flatten()
     }) {
         due.waker.wake();
@@ -82,12 +82,12 @@ pub(crate) fn advance() -> bool {
 }
 
 pub(crate) fn now() -> Instant {
-    WORLD.get().map_or_else(Instant::now, |world| world.now)
+    CLOCK.get().map_or_else(Instant::now, |clock| clock.now)
 }
 
 pub(crate) fn wall() -> SystemTime {
-    match WORLD.get() {
-        Some(world) => UNIX_EPOCH + Duration::from_secs(1_800_000_000) + (world.now - world.start),
+    match CLOCK.get() {
+        Some(clock) => UNIX_EPOCH + Duration::from_secs(1_800_000_000) + (clock.now - clock.start),
         None => SystemTime::now(),
     }
 }
@@ -109,14 +109,14 @@ pub(crate) fn mixed(state: u64) -> u64 {
 }
 
 pub(crate) fn sleep(limit: Duration) -> Sleep {
-    match WORLD.get() {
-        Some(world) => Sleep::Simulated { deadline: world.now + limit, is_set: false },
+    match CLOCK.get() {
+        Some(clock) => Sleep::Simulated { deadline: clock.now + limit, is_set: false },
         None => Sleep::Real(Box::pin(tokio::time::sleep(limit))),
     }
 }
 
 pub(crate) fn sleep_until(deadline: tokio::time::Instant) -> Sleep {
-    match WORLD.get() {
+    match CLOCK.get() {
         Some(_) => Sleep::Simulated { deadline: deadline.into_std(), is_set: false },
         None => Sleep::Real(Box::pin(tokio::time::sleep_until(deadline))),
     }
@@ -175,14 +175,14 @@ impl Future for Sleep {
             Self::Simulated { deadline, is_set } => (*deadline, is_set),
         };
         // A thread whose simulation has ended drops its futures without polling them.
-        let Some(mut world) = WORLD.get() else { return Poll::Pending };
-        if world.now >= deadline {
+        let Some(mut clock) = CLOCK.get() else { return Poll::Pending };
+        if clock.now >= deadline {
             return Poll::Ready(());
         }
         if !std::mem::replace(is_set, true) {
-            world.alarms += 1;
-            WORLD.set(Some(world));
-            let alarm = Alarm { at: deadline, number: world.alarms, waker: cx.waker().clone() };
+            clock.alarms += 1;
+            CLOCK.set(Some(clock));
+            let alarm = Alarm { at: deadline, number: clock.alarms, waker: cx.waker().clone() };
             ALARMS.with_borrow_mut(|alarms| alarms.push(alarm));
         }
         Poll::Pending

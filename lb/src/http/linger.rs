@@ -90,7 +90,7 @@ mod tests {
     use super::*;
     use crate::clock::simulated;
     use crate::http::io::Io;
-    use crate::http::io::pipe::{Pipe, Whims};
+    use crate::http::io::pipe::{LinkConditions, Pipe};
     use crate::simulation::tls::{ACCEPTOR, CLIENT, Tls};
 
     /// Writes until the connection takes no more; how many bytes.
@@ -164,8 +164,8 @@ mod tests {
         let cx = &mut Context::from_waker(Waker::noop());
         let engine = Engine::alone();
         let _place = engine.client_limit.try_acquire().expect("there is room for one");
-        let whims = Whims { window: 64, most: 64, waits: 0 };
-        let (engine_end, own_end) = Pipe::pair("c".to_owned(), 0, whims);
+        let conditions = LinkConditions { window: 64, max_operation: 64, delay_one_in: 0 };
+        let (engine_end, own_end) = Pipe::pair("c".to_owned(), 0, conditions);
         let tls = Tls::client();
         let mut accepting = pin!(ACCEPTOR.accept(Io::Pipe(engine_end)));
         let accepted = loop {

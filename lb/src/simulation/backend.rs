@@ -1,37 +1,39 @@
-//! Backends: each takes requests from its connections, checks that every byte is where it belongs, and answers, soundly
-//! or in one of the ways in which servers fail.
+//! Backends: each reads requests from its connections, checks every byte of them, and responds correctly or with one of
+//! the faults of real servers.
 
 use std::future::poll_fn;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use super::book::{self, Attempt, Framing, Place, Sight, UnderWay, blame, saw, spoil, trace, violated};
+use super::history::{
+    self, Attempt, Coverage, CurrentAttempt, Framing, Route, cover, mark_faulty, record_fault, report_violation, trace,
+};
 use super::random::{below, between, milliseconds, one_in, pick, size};
 use super::tls::Tls;
-use super::wire::{Broken, End, Head, Source, Stream, send_content};
+use super::wire::{Connection, Head, Payload, ReadError, Reader, send_content};
 use crate::clock;
 use crate::http::h1::websocket;
 use crate::http::io::pipe::{Link, Pipe};
 
-/// How a backend is in this run.
+/// How a backend behaves in this run.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Mood {
-    /// One request in so many goes wrong; 0: none.
-    pub fails: u64,
-    /// One connection in so many is not accepted; 0: none.
-    pub refuses: u64,
-    /// Closes idle connections at any time.
+pub(super) struct BackendProfile {
+    /// One in this many requests gets a fault; 0: none.
+    pub request_fault_one_in: u64,
+    /// One in this many connections is not accepted; 0: none.
+    pub connect_fault_one_in: u64,
+    /// Closes idle connections at random times.
     pub closes_idle: bool,
-    /// The most content of a response.
-    pub most: u64,
-    pub piece: u64,
+    /// The most bytes of content in a response, and in one write.
+    pub max_content: u64,
+    pub max_write: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Fault {
-    ClosesBefore,
-    ResetsBefore,
-    StallsBefore,
+    ClosesBeforeResponse,
+    ResetsBeforeResponse,
+    StallsBeforeResponse,
     NotHttp,
     TruncatesHead,
     TruncatesContent,
@@ -40,9 +42,9 @@ enum Fault {
     BadChunk,
 }
 
-/// What a backend does with the rest of a request that it has answered early.
+/// What a backend does with the rest of a request after an early response.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Rest {
+enum AfterEarlyResponse {
     ReadsMeanwhile,
     ReadsAfter,
     /// Neither reads it nor closes.
@@ -58,45 +60,47 @@ struct Response {
     framing: Framing,
     closes: bool,
     is_head: bool,
-    /// A byte that belongs to nothing comes behind it.
+    /// The backend writes bytes behind the response that belong to no response.
     overflows: bool,
     fault: Option<Fault>,
     fault_at: u64,
 }
 
 /// Serves one connection.
-pub(super) async fn run(backend: usize, pipe: Pipe, is_tls: bool, mood: Mood) {
-    let end = End::new(pipe, is_tls.then(Tls::backend));
-    live(backend, &end, mood).await;
-    if let Some(tls) = &end.tls {
-        saw(Sight::BackendTls);
-        // Without it nobody could tell the end of a response from a cut.
-        let _ = poll_fn(|cx| tls.end(cx, &end.pipe)).await;
+pub(super) async fn run(backend: usize, pipe: Pipe, is_tls: bool, profile: BackendProfile) {
+    let connection = Connection::new(pipe, is_tls.then(Tls::backend));
+    serve_requests(backend, &connection, profile).await;
+    if let Some(tls) = &connection.tls {
+        cover(Coverage::BackendTls);
+        // Without close_notify the end of a response could not be told from a truncation.
+        let _ = poll_fn(|cx| tls.close_notify(cx, &connection.pipe)).await;
     }
 }
 
-async fn live(backend: usize, end: &Rc<End>, mood: Mood) {
-    let link = Arc::clone(end.pipe.link());
-    let mut source = Source::new(end);
+async fn serve_requests(backend: usize, connection: &Rc<Connection>, profile: BackendProfile) {
+    let link = Arc::clone(connection.pipe.link());
+    let mut reader = Reader::new(connection);
     let mut served = 0;
     loop {
-        if served > 0 && mood.closes_idle && one_in(3) && source.rest().is_empty() {
-            let waiting = clock::timeout(milliseconds(0, 50), source.more());
-            if waiting.await.is_err() && source.rest().is_empty() {
+        if served > 0 && profile.closes_idle && one_in(3) && reader.buffered().is_empty() {
+            let waiting = clock::timeout(milliseconds(0, 50), reader.fill());
+            if waiting.await.is_err() && reader.buffered().is_empty() {
                 trace(|| format!("{} backend closes while idle", link.name));
-                saw(Sight::StaleConnection);
+                cover(Coverage::StaleConnection);
                 return;
             }
         }
-        let head = match source.head().await {
+        let head = match reader.head().await {
             Ok(head) => head,
-            Err(Broken::Malformed(what)) => return violated(format!("{} got what is no request: {what}", link.name)),
-            Err(Broken::Ended { .. }) => return,
+            Err(ReadError::Malformed(what)) => {
+                return report_violation(format!("{} got what is no request: {what}", link.name));
+            }
+            Err(ReadError::Closed { .. }) => return,
         };
         if served > 0 {
-            saw(Sight::ReusedBackend);
+            cover(Coverage::ReusedBackend);
         }
-        if serve(backend, &head, &mut source, end, mood).await.is_none() {
+        if serve(backend, &head, &mut reader, connection, profile).await.is_none() {
             trace(|| format!("{} backend closes", link.name));
             return;
         }
@@ -104,202 +108,215 @@ async fn live(backend: usize, end: &Rc<End>, mood: Mood) {
     }
 }
 
-/// Serves one request. `None`: the connection has to be closed.
-async fn serve(backend: usize, head: &Head, source: &mut Source, end: &Rc<End>, mood: Mood) -> Option<()> {
-    let link = end.pipe.link();
+/// Serves one request. `None` if the connection has to be closed.
+async fn serve(
+    backend: usize,
+    head: &Head,
+    reader: &mut Reader,
+    connection: &Rc<Connection>,
+    profile: BackendProfile,
+) -> Option<()> {
+    let link = connection.pipe.link();
     let (id, attempt) = begin(head, link)?;
-    let (reads_late, asked) = book::with(|book| {
-        let exchange = &book.exchanges[id as usize];
-        (exchange.reads_late, exchange.asked.clone())
+    let (reads_late, request) = history::with(|history| {
+        let exchange = &history.exchanges[id as usize];
+        (exchange.reads_late, exchange.request.clone())
     });
     let framing = head.framing(Framing::None);
-    let fault = (mood.fails > 0 && one_in(mood.fails)).then(fault);
+    let fault = (profile.request_fault_one_in > 0 && one_in(profile.request_fault_one_in)).then(random_fault);
     if let Some(fault) = fault {
         trace(|| format!("{} backend will fail: {fault:?}", link.name));
-        blame(backend);
-        spoil(id, attempt);
+        record_fault(backend);
+        mark_faulty(id, attempt);
     }
     match fault {
-        Some(Fault::ClosesBefore) => return None,
-        Some(Fault::ResetsBefore) => {
-            end.pipe.reset();
+        Some(Fault::ClosesBeforeResponse) => return None,
+        Some(Fault::ResetsBeforeResponse) => {
+            connection.pipe.reset();
             return None;
         }
-        Some(Fault::StallsBefore) => {
-            saw(Sight::BackendStalled);
-            super::hold(link, 0).await;
+        Some(Fault::StallsBeforeResponse) => {
+            cover(Coverage::BackendStalled);
+            super::wait_for_close(link, 0).await;
             return None;
         }
         _ => {}
     }
     if head.lists("expect", "100-continue") && !one_in(4) {
-        end.send(b"HTTP/1.1 100 Continue\r\n\r\n").await.ok()?;
+        connection.send(b"HTTP/1.1 100 Continue\r\n\r\n").await.ok()?;
     }
-    let stream = Stream::up(id);
-    let (mut at, mut within) = (0, 0);
+    let payload = Payload::upload(id);
+    let (mut at, mut chunk_left) = (0, 0);
     let is_early = framing.0 != Framing::None && one_in(3);
-    let most = if is_early { below(asked.size + 1) } else { u64::MAX };
-    let mut is_read = content(source, stream, framing, &mut at, &mut within, most, asked.size).await?;
+    let max = if is_early { below(request.size + 1) } else { u64::MAX };
+    let mut is_read = content(reader, payload, framing, &mut at, &mut chunk_left, max, request.size).await?;
     let interims = if one_in(6) { between(1, 3) } else { 0 };
     if interims > 0 && !is_read && reads_late {
-        // Both sides only write then.
-        blame(backend);
-        spoil(id, attempt);
+        // Deadlock: both sides write, and neither reads.
+        record_fault(backend);
+        mark_faulty(id, attempt);
     }
     for _ in 0..interims {
-        end.send(pick(&[&b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n"[..], b"HTTP/1.1 102 Processing\r\n\r\n"]))
+        connection
+            .send(pick(&[&b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n"[..], b"HTTP/1.1 102 Processing\r\n\r\n"]))
             .await
             .ok()?;
-        end.breathe().await;
+        connection.maybe_pause().await;
     }
-    if asked.upgrades && head.lists("upgrade", "websocket") && !one_in(4) {
+    if request.upgrades && head.lists("upgrade", "websocket") && !one_in(4) {
         let key = head.field("sec-websocket-key").unwrap_or_default().to_owned();
-        return tunnel(id, attempt, &key, asked.size, source, end, mood).await;
+        return tunnel(id, attempt, &key, request.size, reader, connection, profile).await;
     }
-    let response = plan(id, attempt, head, fault, mood);
-    if asked.upgrades
+    let response = random_response(id, attempt, head, fault, profile);
+    if request.upgrades
         && matches!(response.status, 200..=299)
-        && book::with(|book| book.exchanges[id as usize].is_stream)
+        && history::with(|history| history.exchanges[id as usize].is_stream)
     {
-        // On a stream it would tell that the WebSocket is open: another answer takes its place.
-        spoil(id, attempt);
+        // To a client of HTTP/2 a 2xx would mean that the WebSocket is open, so that the balancer replaces it.
+        mark_faulty(id, attempt);
     }
-    if asked.place == Place::Paged && matches!(response.status, 500 | 503) {
-        // Another answer may take its place, unless it is itself one that did: that is not known here.
-        spoil(id, attempt);
+    if request.route == Route::ErrorPages && matches!(response.status, 500 | 503) {
+        // An error page may replace it, unless it is the error page itself: that is not known here.
+        mark_faulty(id, attempt);
     }
     if fault.is_none() {
-        note_page(id, attempt);
+        cover_jump(id, attempt);
     }
-    book::with(|book| {
-        let made = &mut book.exchanges[id as usize].attempts[attempt];
+    history::with(|history| {
+        let made = &mut history.exchanges[id as usize].attempts[attempt];
         (made.status, made.size) = (response.status, response.size);
         made.is_until_close = response.framing == Framing::UntilClose;
     });
-    let rest = if is_read { Rest::ReadsMeanwhile } else { rest() };
-    if !is_read && asked.expects_continue && response.framing == Framing::UntilClose {
-        // The end of the response waits for a body that is not sent any more.
-        blame(backend);
-        spoil(id, attempt);
+    let rest = if is_read { AfterEarlyResponse::ReadsMeanwhile } else { random_after_early_response() };
+    if !is_read && request.expects_continue && response.framing == Framing::UntilClose {
+        // Deadlock: the response ends with the connection, which waits for content that the client no longer sends.
+        record_fault(backend);
+        mark_faulty(id, attempt);
     }
     if !is_read {
-        saw(Sight::EarlyAnswer);
-        trace(|| format!("{} backend answers after {at} bytes of {}, then {rest:?}", link.name, asked.size));
-        if matches!(rest, Rest::Ignores | Rest::Closes) || (rest == Rest::ReadsAfter && reads_late) {
-            // Both sides only write then, or bytes that nobody read end the connection before its time.
-            blame(backend);
-            spoil(id, attempt);
+        cover(Coverage::EarlyResponse);
+        trace(|| format!("{} backend answers after {at} bytes of {}, then {rest:?}", link.name, request.size));
+        if matches!(rest, AfterEarlyResponse::Ignores | AfterEarlyResponse::Closes)
+            || (rest == AfterEarlyResponse::ReadsAfter && reads_late)
+        {
+            // Deadlock, since both sides write, or a reset, since the backend closes with unread bytes.
+            record_fault(backend);
+            mark_faulty(id, attempt);
         }
     }
-    if rest == Rest::ReadsMeanwhile && !is_read {
-        let reading = content(source, stream, framing, &mut at, &mut within, u64::MAX, asked.size);
-        let (answered, read) = tokio::join!(answer(backend, &response, end, mood), reading);
+    if rest == AfterEarlyResponse::ReadsMeanwhile && !is_read {
+        let reading = content(reader, payload, framing, &mut at, &mut chunk_left, u64::MAX, request.size);
+        let (answered, read) = tokio::join!(send_response(backend, &response, connection, profile), reading);
         is_read = read? && answered.is_some();
         answered?;
     } else {
-        answer(backend, &response, end, mood).await?;
+        send_response(backend, &response, connection, profile).await?;
     }
     match rest {
-        Rest::ReadsAfter => {
-            is_read = content(source, stream, framing, &mut at, &mut within, u64::MAX, asked.size).await?
+        AfterEarlyResponse::ReadsAfter => {
+            is_read = content(reader, payload, framing, &mut at, &mut chunk_left, u64::MAX, request.size).await?
         }
-        Rest::Ignores => super::hold(link, 0).await,
-        Rest::ReadsMeanwhile | Rest::Closes => {}
+        AfterEarlyResponse::Ignores => super::wait_for_close(link, 0).await,
+        AfterEarlyResponse::ReadsMeanwhile | AfterEarlyResponse::Closes => {}
     }
     let keeps = is_read && !response.closes && response.framing != Framing::UntilClose && !response.overflows;
     keeps.then_some(())
 }
 
-/// Takes in a request's head: whether it is one, and one that may be sent here.
+/// Starts an attempt: checks that the head is that of a request which a client sent and which a backend may get.
 fn begin(head: &Head, link: &Arc<Link>) -> Option<(u32, usize)> {
     let name = &link.name;
     let path = head.first.get(1).map_or("", String::as_str);
     let id = path.rsplit('/').next().and_then(|id| id.parse::<u32>().ok());
-    let asked = id.and_then(|id| book::with(|book| Some(book.exchanges.get(id as usize)?.asked.clone())));
-    let asked = asked.filter(|asked| path == format!("{}{}", asked.place.prefix(), asked.id));
-    let asked = asked.filter(|asked| asked.place.own_bytes().is_none());
-    let Some(asked) = asked else {
-        violated(format!("{name} got a request that nobody sent: {head:?}"));
+    let request = id.and_then(|id| history::with(|history| Some(history.exchanges.get(id as usize)?.request.clone())));
+    let request = request.filter(|request| path == format!("{}{}", request.route.prefix(), request.id));
+    let request = request.filter(|request| request.route.local_bytes().is_none());
+    let Some(request) = request else {
+        report_violation(format!("{name} got a request that nobody sent: {head:?}"));
         return None;
     };
-    let id = asked.id;
-    if head.number("x-exchange") != Some(u64::from(id)) || head.first[0] != asked.method {
-        violated(format!("{name} got a head that is none of exchange {id}: {head:?}"));
+    let id = request.id;
+    if head.number("x-exchange") != Some(u64::from(id)) || head.first[0] != request.method {
+        report_violation(format!("{name} got a head that is none of exchange {id}: {head:?}"));
     }
     let (framing, length) = head.framing(Framing::None);
-    if framing != asked.framing || (framing == Framing::Length && length != asked.size) {
-        violated(format!("{name} got exchange {id} framed as {framing:?} {length}, which was {asked:?}"));
+    if framing != request.framing || (framing == Framing::Length && length != request.size) {
+        report_violation(format!("{name} got exchange {id} framed as {framing:?} {length}, which was {request:?}"));
     }
-    let attempt = book::with(|book| {
-        let exchange = &mut book.exchanges[id as usize];
+    let attempt = history::with(|history| {
+        let exchange = &mut history.exchanges[id as usize];
         exchange.attempts.push(Attempt {
             status: 0,
             size: 0,
-            is_sound: true,
-            is_whole: false,
+            is_faultless: true,
+            is_complete: false,
             is_until_close: false,
             uploaded: 0,
             written: 0,
         });
-        exchange.under_way = Some(UnderWay { backend: Arc::clone(link), down_to: u64::MAX });
+        exchange.current = Some(CurrentAttempt { backend: Arc::clone(link), response_end: u64::MAX });
         exchange.attempts.len() - 1
     });
     trace(|| format!("{name} backend has the head of exchange {id}, attempt {attempt}"));
     if attempt > 0 {
-        saw(Sight::Retry);
-        if asked.method == "POST" {
-            violated(format!("{name} got exchange {id}, a POST which another backend had got"));
+        cover(Coverage::Retry);
+        if request.method == "POST" {
+            report_violation(format!("{name} got exchange {id}, a POST which another backend had got"));
         }
     }
     Some((id, attempt))
 }
 
-/// A sound answer that comes after one which a page takes the place of is that of the page.
-fn note_page(id: u32, attempt: usize) {
-    let is_page = book::with(|book| {
-        let exchange = &book.exchanges[id as usize];
+/// A faultless attempt after one that was answered by 503 is that of a jump.
+fn cover_jump(id: u32, attempt: usize) {
+    let is_page = history::with(|history| {
+        let exchange = &history.exchanges[id as usize];
         let before = &exchange.attempts[..attempt];
-        exchange.asked.place == Place::Paged && before.iter().any(|attempt| attempt.status == 503 && attempt.is_whole)
+        exchange.request.route == Route::ErrorPages
+            && before.iter().any(|attempt| attempt.status == 503 && attempt.is_complete)
     });
     if is_page {
-        saw(Sight::Jump);
+        cover(Coverage::Jump);
     }
 }
 
-/// Reads content of the request. `None`: it broke off.
+/// Reads content of the request, and returns whether it has ended. `None` if it broke off.
 async fn content(
-    source: &mut Source,
-    stream: Stream,
+    reader: &mut Reader,
+    payload: Payload,
     framing: (Framing, u64),
     at: &mut u64,
-    within: &mut u64,
-    most: u64,
+    chunk_left: &mut u64,
+    max: u64,
     size: u64,
 ) -> Option<bool> {
-    let name = source.end.pipe.link().name.clone();
-    match source.content(stream, framing, at, within, most).await {
+    let name = reader.connection.pipe.link().name.clone();
+    match reader.content(payload, framing, at, chunk_left, max).await {
         Ok(is_read) => {
             if is_read && *at != size && framing.0 != Framing::None {
-                violated(format!("{name} took {at} bytes of exchange {} for a whole request of {size}", stream.id));
+                report_violation(format!(
+                    "{name} took {at} bytes of exchange {} for a whole request of {size}",
+                    payload.id
+                ));
             }
             Some(is_read)
         }
-        Err(Broken::Malformed(what)) => {
-            violated(format!("{name}: {what}"));
+        Err(ReadError::Malformed(what)) => {
+            report_violation(format!("{name}: {what}"));
             None
         }
-        Err(Broken::Ended { .. }) => {
-            trace(|| format!("{name} backend finds exchange {} broken off after {at} bytes", stream.id));
+        Err(ReadError::Closed { .. }) => {
+            trace(|| format!("{name} backend finds exchange {} broken off after {at} bytes", payload.id));
             None
         }
     }
 }
 
-fn fault() -> Fault {
+fn random_fault() -> Fault {
     pick(&[
-        Fault::ClosesBefore,
-        Fault::ResetsBefore,
-        Fault::StallsBefore,
+        Fault::ClosesBeforeResponse,
+        Fault::ResetsBeforeResponse,
+        Fault::StallsBeforeResponse,
         Fault::NotHttp,
         Fault::TruncatesHead,
         Fault::TruncatesContent,
@@ -310,21 +327,27 @@ fn fault() -> Fault {
     ])
 }
 
-fn rest() -> Rest {
-    pick(&[Rest::ReadsMeanwhile, Rest::ReadsMeanwhile, Rest::ReadsAfter, Rest::Ignores, Rest::Closes])
+fn random_after_early_response() -> AfterEarlyResponse {
+    pick(&[
+        AfterEarlyResponse::ReadsMeanwhile,
+        AfterEarlyResponse::ReadsMeanwhile,
+        AfterEarlyResponse::ReadsAfter,
+        AfterEarlyResponse::Ignores,
+        AfterEarlyResponse::Closes,
+    ])
 }
 
-fn plan(id: u32, attempt: usize, head: &Head, fault: Option<Fault>, mood: Mood) -> Response {
+fn random_response(id: u32, attempt: usize, head: &Head, fault: Option<Fault>, profile: BackendProfile) -> Response {
     let status = pick(&[200, 200, 200, 200, 200, 404, 500, 503, 204, 304]);
     let is_bare = matches!(status, 204 | 304);
     let framing = match (is_bare, fault) {
         (true, _) => Framing::None,
-        // Its end could be the end of anything.
+        // Without a framing that shows where it ends, a truncated response is a complete one.
         (_, Some(Fault::TruncatesContent)) => pick(&[Framing::Length, Framing::Chunked]),
         (_, Some(Fault::BadChunk)) => Framing::Chunked,
         _ => pick(&[Framing::Length, Framing::Length, Framing::Chunked, Framing::UntilClose]),
     };
-    let size = if is_bare { 0 } else { size(mood.most) };
+    let size = if is_bare { 0 } else { size(profile.max_content) };
     Response {
         id,
         attempt,
@@ -339,13 +362,18 @@ fn plan(id: u32, attempt: usize, head: &Head, fault: Option<Fault>, mood: Mood) 
     }
 }
 
-/// Writes a response. `None`: the connection has to be closed.
-async fn answer(backend: usize, response: &Response, end: &End, mood: Mood) -> Option<()> {
+/// Writes a response. `None` if the connection has to be closed.
+async fn send_response(
+    backend: usize,
+    response: &Response,
+    connection: &Connection,
+    profile: BackendProfile,
+) -> Option<()> {
     let Response { id, attempt, status, size, framing, fault, .. } = *response;
-    let name = &end.pipe.link().name;
+    let name = &connection.pipe.link().name;
     trace(|| format!("{name} backend answers {id} with {status}, {framing:?}, {size} bytes"));
     if fault == Some(Fault::NotHttp) {
-        let _ = end.send(b"SSH-2.0-OpenSSH_9.2\r\n\r\n").await;
+        let _ = connection.send(b"SSH-2.0-OpenSSH_9.2\r\n\r\n").await;
         return None;
     }
     let mut head = format!("HTTP/1.1 {status} Sim\r\nX-Exchange: {id}\r\nX-Attempt: {attempt}\r\n");
@@ -363,10 +391,10 @@ async fn answer(backend: usize, response: &Response, end: &End, mood: Mood) -> O
     }
     let is_empty = size == 0 && framing == Framing::Length && fault != Some(Fault::TruncatesHead);
     if fault.is_none() || is_empty {
-        // From now on: a client may have the last byte before this task runs again. The size says the rest.
-        wrote(id, attempt);
+        // Already now: the client may receive the last byte before this task runs again. It compares the size as well.
+        mark_complete(id, attempt);
     }
-    end.send(head.as_bytes()).await.ok()?;
+    connection.send(head.as_bytes()).await.ok()?;
     if fault == Some(Fault::TruncatesHead) {
         return None;
     }
@@ -374,51 +402,51 @@ async fn answer(backend: usize, response: &Response, end: &End, mood: Mood) -> O
         let breaks_off = fault.is_some();
         let to = if breaks_off { response.fault_at } else { size };
         let mut at = 0;
-        let stream = Stream::down(id, attempt);
-        let sent = send_content(end, stream, framing, &mut at, to, mood.piece).await;
+        let payload = Payload::download(id, attempt);
+        let sent = send_content(connection, payload, framing, &mut at, to, profile.max_write).await;
         trace(|| format!("{name} backend has sent {at} bytes of its response to {id}: {sent:?}"));
         sent.ok()?;
         match fault {
             Some(Fault::ResetsContent) => {
-                end.pipe.reset();
+                connection.pipe.reset();
                 return None;
             }
             Some(Fault::StallsContent) => {
-                saw(Sight::BackendStalled);
-                super::hold(end.pipe.link(), 0).await;
+                cover(Coverage::BackendStalled);
+                super::wait_for_close(connection.pipe.link(), 0).await;
                 return None;
             }
             Some(Fault::BadChunk) => {
-                let _ = end.send(b"no size\r\n").await;
+                let _ = connection.send(b"no size\r\n").await;
                 return None;
             }
             Some(_) => return None,
             None => {}
         }
         if framing == Framing::Chunked {
-            end.send(b"0\r\n\r\n").await.ok()?;
+            connection.send(b"0\r\n\r\n").await.ok()?;
         }
     } else if fault.is_some() {
         return None;
     }
-    let written = end.pipe.link().flow(1).written;
-    book::with(|book| {
-        let under_way = book.exchanges[id as usize].under_way.as_mut();
-        if let Some(under_way) = under_way.filter(|under_way| Arc::ptr_eq(&under_way.backend, end.pipe.link())) {
-            under_way.down_to = written;
+    let written = connection.pipe.link().flow(1).written;
+    history::with(|history| {
+        let current = history.exchanges[id as usize].current.as_mut();
+        if let Some(current) = current.filter(|current| Arc::ptr_eq(&current.backend, connection.pipe.link())) {
+            current.response_end = written;
         }
     });
     if response.overflows {
-        // It may come to an exchange that follows on the connection, which cannot be known there.
-        blame(backend);
-        let _ = end.write(b"overflow\r\n\r\n").await;
+        // The bytes may reach a later exchange on the connection, which cannot know where they come from.
+        record_fault(backend);
+        let _ = connection.write(b"overflow\r\n\r\n").await;
     }
     Some(())
 }
 
-/// The response is whole once `size` bytes of it have come.
-fn wrote(id: u32, attempt: usize) {
-    book::with(|book| book.exchanges[id as usize].attempts[attempt].is_whole = true);
+/// Records that the response is complete once its `size` bytes have arrived.
+fn mark_complete(id: u32, attempt: usize) {
+    history::with(|history| history.exchanges[id as usize].attempts[attempt].is_complete = true);
 }
 
 async fn tunnel(
@@ -426,14 +454,14 @@ async fn tunnel(
     attempt: usize,
     key: &str,
     up: u64,
-    source: &mut Source,
-    end: &Rc<End>,
-    mood: Mood,
+    reader: &mut Reader,
+    connection: &Rc<Connection>,
+    profile: BackendProfile,
 ) -> Option<()> {
-    let down = size(mood.most);
-    let name = end.pipe.link().name.clone();
-    book::with(|book| {
-        let made = &mut book.exchanges[id as usize].attempts[attempt];
+    let down = size(profile.max_content);
+    let name = connection.pipe.link().name.clone();
+    history::with(|history| {
+        let made = &mut history.exchanges[id as usize].attempts[attempt];
         (made.status, made.size) = (101, down);
     });
     let accept = websocket::accept_of(key.as_bytes());
@@ -442,19 +470,20 @@ async fn tunnel(
          Sec-WebSocket-Accept: {accept}\r\n\r\n"
     );
     trace(|| format!("{name} backend opens a tunnel for {id}: {down} bytes down, {up} up"));
-    end.send(head.as_bytes()).await.ok()?;
-    let (mut sent, mut at, mut within) = (0, 0, 0);
-    let sending = send_content(end, Stream::down(id, attempt), Framing::None, &mut sent, down, mood.piece);
-    let hearing = source.content(Stream::up(id), (Framing::Length, up), &mut at, &mut within, u64::MAX);
+    connection.send(head.as_bytes()).await.ok()?;
+    let (mut sent, mut at, mut chunk_left) = (0, 0, 0);
+    let sending =
+        send_content(connection, Payload::download(id, attempt), Framing::None, &mut sent, down, profile.max_write);
+    let hearing = reader.content(Payload::upload(id), (Framing::Length, up), &mut at, &mut chunk_left, u64::MAX);
     let (sent, heard) = tokio::join!(sending, hearing);
     match heard {
-        Err(Broken::Malformed(what)) => violated(format!("{name}: {what}")),
+        Err(ReadError::Malformed(what)) => report_violation(format!("{name}: {what}")),
         Ok(_) if sent.is_ok() => {
-            wrote(id, attempt);
-            if end.tls.is_some() {
-                // Who closes while the other side's alert is coming resets the connection, and takes back what was sent.
-                end.end().await;
-                while source.more().await.is_ok() {}
+            mark_complete(id, attempt);
+            if connection.tls.is_some() {
+                // To close before the other side's alert has arrived resets the connection and discards what was sent.
+                connection.shutdown().await;
+                while reader.fill().await.is_ok() {}
             }
         }
         _ => {}

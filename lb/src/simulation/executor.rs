@@ -9,10 +9,10 @@ use std::time::Duration;
 
 use crate::clock::simulated;
 
-use super::book;
+use super::history;
 use super::random::{below, one_in};
 
-/// More steps than any run that goes on needs.
+/// A run with more steps does not make progress.
 const MAX_STEPS: u64 = 400_000;
 
 pub(super) type Task = Pin<Box<dyn Future<Output = ()>>>;
@@ -20,11 +20,11 @@ pub(super) type Task = Pin<Box<dyn Future<Output = ()>>>;
 /// Whose task it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
-    /// Of the balancer: a run in which it does not end has failed.
+    /// The balancer's. It has to end.
     Balancer,
     /// A client or a backend.
     Actor,
-    /// What goes on for ever.
+    /// A task that runs until the others have ended.
     Background,
 }
 
@@ -50,7 +50,7 @@ struct Slot {
     kind: Kind,
     task: Option<Task>,
     waker: Waker,
-    /// The higher runs first, in runs with priorities.
+    /// The highest runs first under [`Order::Priorities`].
     priority: u64,
 }
 
@@ -58,29 +58,29 @@ struct Slot {
 #[derive(Debug, Clone, Copy)]
 enum Order {
     Any,
-    /// By priorities, which change now and then: finds orders in which one task is far behind the others.
+    /// By priorities that change now and then, which finds schedules where one task is far behind the others.
     Priorities,
-    /// As they were spawned.
+    /// In the order in which they were spawned.
     First,
 }
 
 /// How a run ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum End {
-    /// No task but those of the background is left.
+pub(super) enum RunEnd {
+    /// Only background tasks are left.
     Finished,
-    /// Tasks are left which nothing will ever wake, or which wake for ever.
+    /// Deadlock or livelock: nothing will wake the tasks that are left, or they wake without end.
     Stuck,
     TooLong,
 }
 
-/// Has another task run.
+/// Adds a task.
 pub(super) fn spawn(kind: Kind, task: impl Future<Output = ()> + 'static) {
     SPAWNED.with_borrow_mut(|spawned| spawned.push((kind, Box::pin(task))));
 }
 
-/// Runs until all is done. `at_rest` is called whenever nothing can move before the clock does.
-pub(super) fn run(limit: Duration, mut at_rest: impl FnMut()) -> End {
+/// Runs all tasks. `on_quiescence` is called whenever no task can run before the clock advances.
+pub(super) fn run(limit: Duration, mut on_quiescence: impl FnMut()) -> RunEnd {
     READY.with_borrow_mut(Vec::clear);
     let order = match below(4) {
         0 => Order::Priorities,
@@ -94,23 +94,23 @@ pub(super) fn run(limit: Duration, mut at_rest: impl FnMut()) -> End {
         let Some(next) = READY.with_borrow_mut(|ready| pick(ready, &mut slots, order)) else {
             let left = |kind| slots.iter().any(|slot| slot.kind == kind && slot.task.is_some());
             if !left(Kind::Balancer) && !left(Kind::Actor) {
-                break End::Finished;
+                break RunEnd::Finished;
             }
-            at_rest();
+            on_quiescence();
             if simulated::elapsed() > limit {
-                break End::TooLong;
+                break RunEnd::TooLong;
             }
             if !simulated::advance() {
-                break End::Stuck;
+                break RunEnd::Stuck;
             }
             continue;
         };
-        if book::is_violated() {
-            break End::Stuck;
+        if history::has_violation() {
+            break RunEnd::Stuck;
         }
         steps += 1;
         if steps > MAX_STEPS {
-            break End::Stuck;
+            break RunEnd::Stuck;
         }
         let slot = &mut slots[next];
         NOW_RUNNING.set(next);
@@ -120,7 +120,7 @@ pub(super) fn run(limit: Duration, mut at_rest: impl FnMut()) -> End {
             slot.task = None;
         }
     };
-    // Tasks may spawn others as they are dropped, or wake them.
+    // Dropping a task may spawn or wake others.
     drop(slots);
     SPAWNED.with_borrow_mut(Vec::clear);
     end
@@ -142,7 +142,7 @@ fn mark(ready: &mut Vec<u64>, number: usize) {
     ready[number / 64] |= 1 << (number % 64);
 }
 
-/// Takes one of those that are ready. Who woke whom first makes no difference: it may depend on the machine.
+/// Picks a ready task. The order of wake-ups makes no difference, since it may depend on the machine.
 fn pick(ready: &mut [u64], slots: &mut [Slot], order: Order) -> Option<usize> {
     let count: u32 = ready.iter().map(|word| word.count_ones()).sum();
     if count == 0 {
@@ -156,7 +156,7 @@ fn pick(ready: &mut [u64], slots: &mut [Slot], order: Order) -> Option<usize> {
             if one_in(16) {
                 slots[best].priority = simulated::random();
             } else if one_in(4) {
-                // Or it would starve the others while it only waits for its turn.
+                // A task that only yields would otherwise starve the others.
                 slots[best].priority /= 2;
             }
             best
@@ -178,5 +178,5 @@ fn nth(ready: &[u64], mut n: usize) -> usize {
         }
         n -= ones;
     }
-    unreachable!("there are more than n")
+    unreachable!("the caller counted more than n")
 }

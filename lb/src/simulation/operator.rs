@@ -1,12 +1,12 @@
-//! What changes while requests are under way: what the operator wants, what probes find, and in the end the stop.
+//! Changes while requests are in progress: by the operator, by probes, by name resolution, and finally the stop.
 
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
-use super::book::{Sight, saw, trace, with};
+use super::history::{Coverage, cover, trace, with};
 use super::random::{below, milliseconds, one_in, pick};
-use super::{NAME, NAMED, World, address, note_backends};
+use super::{Balancer, NAME, NAME_TARGETS, address, record_backends};
 use crate::backend::ProbeReport;
 use crate::change::Author;
 use crate::clock;
@@ -16,33 +16,33 @@ use crate::config::backend::AdminState;
 use crate::control::{ChangeOptions, ChangeRequest};
 use crate::http::idle;
 
-/// Ends idle connections and ejections in time, as the threads of the process do.
-pub(super) async fn housekeeping(world: Rc<World>) {
+/// Expires idle connections and ejections, as the threads of the process do.
+pub(super) async fn housekeeping(balancer: Rc<Balancer>) {
     loop {
         clock::sleep(Duration::from_secs(1)).await;
         idle::sweep(clock::now(), usize::MAX);
-        for pool in &world.control.snapshot().pools {
+        for pool in &balancer.control.snapshot().pools {
             pool.catch_up(clock::now());
         }
-        world.control.drop_drained();
+        balancer.control.drop_drained();
     }
 }
 
-/// Makes `changes` changes, at any time.
-pub(super) async fn changes(world: Rc<World>, changes: u64, backends: u64) {
+/// Makes `changes` changes at random times.
+pub(super) async fn changes(balancer: Rc<Balancer>, changes: u64, backends: u64) {
     for _ in 0..changes {
         clock::sleep(milliseconds(0, if one_in(4) { 3000 } else { 12 })).await;
-        change(&world, backends);
-        note_backends(&world);
+        change(&balancer, backends);
+        record_backends(&balancer);
     }
 }
 
-fn change(world: &World, backends: u64) {
+fn change(balancer: &Balancer, backends: u64) {
     let mut address = address(1 + below(backends + 1));
-    if world.has_name && one_in(3) {
+    if balancer.has_name && one_in(3) {
         NAME.clone_into(&mut address);
     }
-    let what = below(if world.has_name { 15 } else { 9 });
+    let what = below(if balancer.has_name { 15 } else { 9 });
     trace(|| format!("operator: change {what} of {address}"));
     let (pool, backend) = ("app".to_owned(), address.clone());
     let state = |state| ChangeRequest::ChangeBackend {
@@ -61,23 +61,23 @@ fn change(world: &World, backends: u64) {
             let address = address.parse().expect("an address");
             ChangeRequest::AddBackend { pool, backend: BackendConfig::new(address) }
         }
-        7 | 8 => return probe(world, one_in(2)),
-        _ => return resolve(world),
+        7 | 8 => return probe(balancer, one_in(2)),
+        _ => return resolve(balancer),
     };
     let author = Author { by: "simulation", from: None };
-    // Not every change can be made at any time.
-    if world
+    // Some changes are impossible at some times.
+    if balancer
         .control
         .make(&wish, &ChangeOptions { author, if_match: None, dry_run: false, force: true, deadline: None })
         .is_ok()
     {
-        saw(Sight::MembershipChange);
+        cover(Coverage::MembershipChange);
     }
 }
 
-/// A probe of some backend has come back.
-fn probe(world: &World, succeeds: bool) {
-    let snapshot = world.control.snapshot();
+/// Reports a probe of a random backend.
+fn probe(balancer: &Balancer, succeeds: bool) {
+    let snapshot = balancer.control.snapshot();
     let pool = &snapshot.pools[0];
     let plan = pool.plan();
     let Some((member, _)) = plan.backends().nth(below(4) as usize) else { return };
@@ -85,28 +85,28 @@ fn probe(world: &World, succeeds: bool) {
     let report = ProbeReport { at: clock::now(), duration: Duration::ZERO, error };
     let endpoints = member.backend.endpoints();
     let endpoint = match endpoints.as_slice() {
-        // Nobody probes a name that leads nowhere.
+        // A name without an address is not probed.
         [endpoint] if endpoint.address().is_none() => return,
         [endpoint] => endpoint,
         endpoints => &endpoints[below(endpoints.len() as u64) as usize],
     };
     if endpoint.probed(report, 1, 1).health.is_some() {
-        saw(Sight::HealthChange);
+        cover(Coverage::HealthChange);
     }
     pool.refresh_soon(clock::now());
 }
 
-/// The name leads to some addresses, or to none.
-pub(super) fn resolve(world: &World) {
-    let addresses = NAMED.filter(|_| one_in(2)).map(|n| address(n).parse().expect("an address"));
+/// Resolves [`NAME`] to a random set of addresses, which may be empty.
+pub(super) fn resolve(balancer: &Balancer) {
+    let addresses = NAME_TARGETS.filter(|_| one_in(2)).map(|n| address(n).parse().expect("an address"));
     let addresses: Vec<SocketAddr> = addresses.collect();
-    let snapshot = world.control.snapshot();
+    let snapshot = balancer.control.snapshot();
     let pool = &snapshot.pools[0];
     let plan = pool.plan();
     let Some((member, _)) = plan.backends().find(|(member, _)| member.backend.address.as_str() == NAME) else { return };
     trace(|| format!("operator: {NAME} leads to {addresses:?}"));
     if !member.backend.resolved(&addresses, clock::now()).left.is_empty() {
-        saw(Sight::NameMoved);
+        cover(Coverage::NameMoved);
     }
     if addresses.is_empty() {
         member.backend.is_unresolved();
@@ -114,28 +114,28 @@ pub(super) fn resolve(world: &World) {
     pool.refresh(clock::now());
 }
 
-/// Stops the balancer at some time.
-pub(super) async fn stop(world: Rc<World>) {
+/// Stops the balancer at a random time.
+pub(super) async fn stop(balancer: Rc<Balancer>) {
     clock::sleep(milliseconds(0, if one_in(3) { 8000 } else { 40 })).await;
-    saw(Sight::GracefulStop);
+    cover(Coverage::GracefulStop);
     trace(|| "operator: the balancer closes".to_owned());
-    world.shutdown.close();
+    balancer.shutdown.close();
     clock::sleep(milliseconds(0, 30)).await;
     let timeout = milliseconds(0, if one_in(2) { 60_000 } else { 50 });
     trace(|| format!("operator: the balancer stops within {timeout:?}"));
-    world.shutdown.stop(clock::now() + timeout);
-    world.thread.begin();
+    balancer.shutdown.stop(clock::now() + timeout);
+    balancer.thread.begin();
     clock::sleep(timeout).await;
     trace(|| "operator: the balancer is cut off".to_owned());
-    with(|book| {
-        if book.exchanges.iter().any(|exchange| exchange.answer.is_none() && !exchange.attempts.is_empty()) {
-            book.sights |= 1 << Sight::CutOff as u32;
+    with(|history| {
+        if history.exchanges.iter().any(|exchange| exchange.response.is_none() && !exchange.attempts.is_empty()) {
+            history.coverage |= 1 << Coverage::CutOff as u32;
         }
-        // What is not over by now need not end well.
-        book.exchanges.iter_mut().filter(|exchange| exchange.answer.is_none()).for_each(|exchange| {
+        // Exchanges that are not over by now may fail.
+        history.exchanges.iter_mut().filter(|exchange| exchange.response.is_none()).for_each(|exchange| {
             exchange.is_client_at_fault = true;
         });
-        book.is_cut = true;
+        history.has_stop_timed_out = true;
     });
-    world.cut.notify();
+    balancer.stop_timeout.notify();
 }

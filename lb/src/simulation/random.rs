@@ -1,10 +1,10 @@
-//! What the seed decides.
+//! Random choices, all from the seed of the run.
 
 use std::time::Duration;
 
 use crate::clock::simulated::random;
 
-/// A number less than `limit`, which is not 0.
+/// A number below `limit`, which must not be 0.
 pub(super) fn below(limit: u64) -> u64 {
     random() % limit
 }
@@ -13,20 +13,20 @@ pub(super) fn one_in(count: u64) -> bool {
     below(count) == 0
 }
 
-pub(super) fn between(least: u64, most: u64) -> u64 {
-    least + below(most - least + 1)
+pub(super) fn between(min: u64, max: u64) -> u64 {
+    min + below(max - min + 1)
 }
 
 pub(super) fn pick<T: Copy>(among: &[T]) -> T {
     among[below(among.len() as u64) as usize]
 }
 
-/// From nothing to `most`, and all sizes of number alike.
-pub(super) fn size(most: u64) -> u64 {
-    let bits = u64::from(most.ilog2()) + 1;
-    below(1 << below(bits + 1)).min(most)
+/// From 0 to `max`, on a logarithmic scale.
+pub(super) fn size(max: u64) -> u64 {
+    let bits = u64::from(max.ilog2()) + 1;
+    below(1 << below(bits + 1)).min(max)
 }
 
-pub(super) fn milliseconds(least: u64, most: u64) -> Duration {
-    Duration::from_millis(between(least, most))
+pub(super) fn milliseconds(min: u64, max: u64) -> Duration {
+    Duration::from_millis(between(min, max))
 }

@@ -1,4 +1,4 @@
-//! TLS over a pipe, as a client's and as a backend's. What it sends differs from run to run, but not how much: the key is of Ed25519, whose
+//! The actors' TLS, over a pipe. Its bytes differ from run to run, but not their number: the key is of Ed25519, whose
 //! signatures are all of one length, and no session is resumed.
 
 use std::cell::RefCell;
@@ -21,7 +21,7 @@ use crate::config::transport::{AcceptAnyCertificate, BackendTls, Trust};
 use crate::http::io::pipe::Pipe;
 use crate::tls::server::ServerTls;
 
-/// How much may wait to be sent.
+/// The most unsent bytes that a connection buffers.
 const MAX_BUFFERED_BYTES: usize = 4096;
 
 pub(crate) static ACCEPTOR: LazyLock<TlsAcceptor> = LazyLock::new(|| {
@@ -33,7 +33,7 @@ pub(crate) static ACCEPTOR: LazyLock<TlsAcceptor> = LazyLock::new(|| {
 
 pub(crate) static CLIENT: LazyLock<Arc<ClientConfig>> = LazyLock::new(|| {
     let provider = ring::default_provider();
-    // Whose the certificate is, other tests ask.
+    // Other tests check certificates.
     let verifier = AcceptAnyCertificate(provider.signature_verification_algorithms);
     let builder = ClientConfig::builder_with_provider(Arc::new(provider));
     let builder = builder.with_safe_default_protocol_versions().expect("the versions that ring has");
@@ -58,13 +58,13 @@ fn file(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("src/simulation/test-data").join(name)
 }
 
-/// What the balancer is told of backends that speak TLS.
+/// The pool's TLS settings for backends that use TLS.
 pub(crate) fn to_backends() -> BackendTls {
     let name = Some("localhost".into());
     BackendTls { name, ca: None, certificate: None, key: None, verify: false, trust: Trust::default() }
 }
 
-/// One end's TLS.
+/// An actor's side of TLS.
 pub(crate) struct Tls(RefCell<Connection>);
 
 impl Tls {
@@ -85,8 +85,8 @@ impl Tls {
     pub(crate) fn read(&self, cx: &mut Context<'_>, pipe: &Pipe, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
         let mut tls = self.0.borrow_mut();
         loop {
-            // What is to be sent, of a handshake above all, is sent whoever calls.
-            if let Poll::Ready(Err(e)) = sent(&mut tls, cx, pipe) {
+            // Also a read has to send what waits, above all in a handshake.
+            if let Poll::Ready(Err(e)) = flush_to(&mut tls, cx, pipe) {
                 return Poll::Ready(Err(e));
             }
             match tls.reader().read(buffer) {
@@ -104,7 +104,7 @@ impl Tls {
     pub(crate) fn write(&self, cx: &mut Context<'_>, pipe: &Pipe, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let mut tls = self.0.borrow_mut();
         loop {
-            let flushed = sent(&mut tls, cx, pipe)?;
+            let flushed = flush_to(&mut tls, cx, pipe)?;
             if !tls.is_handshaking() {
                 match tls.writer().write(bytes)? {
                     0 if flushed.is_pending() => return Poll::Pending,
@@ -122,18 +122,18 @@ impl Tls {
     }
 
     pub(crate) fn flush(&self, cx: &mut Context<'_>, pipe: &Pipe) -> Poll<io::Result<()>> {
-        sent(&mut self.0.borrow_mut(), cx, pipe)
+        flush_to(&mut self.0.borrow_mut(), cx, pipe)
     }
 
-    /// Says farewell.
-    pub(crate) fn end(&self, cx: &mut Context<'_>, pipe: &Pipe) -> Poll<io::Result<()>> {
+    /// Sends the close_notify alert.
+    pub(crate) fn close_notify(&self, cx: &mut Context<'_>, pipe: &Pipe) -> Poll<io::Result<()>> {
         let mut tls = self.0.borrow_mut();
         tls.send_close_notify();
-        sent(&mut tls, cx, pipe)
+        flush_to(&mut tls, cx, pipe)
     }
 }
 
-fn sent(tls: &mut Connection, cx: &mut Context<'_>, pipe: &Pipe) -> Poll<io::Result<()>> {
+fn flush_to(tls: &mut Connection, cx: &mut Context<'_>, pipe: &Pipe) -> Poll<io::Result<()>> {
     while tls.wants_write() {
         match tls.write_tls(&mut Raw { cx, pipe }) {
             Ok(_) => {}
@@ -144,7 +144,7 @@ fn sent(tls: &mut Connection, cx: &mut Context<'_>, pipe: &Pipe) -> Poll<io::Res
     Poll::Ready(Ok(()))
 }
 
-/// A pipe as rustls wants it.
+/// Adapts a pipe to the blocking traits that rustls reads and writes with.
 struct Raw<'a, 'b> {
     cx: &'a mut Context<'b>,
     pipe: &'a Pipe,

@@ -1,5 +1,6 @@
-//! HTTP/1.1 as the actors speak it, written apart from the balancer's so that both cannot be wrong together. Each byte of
-//! content tells by its value which exchange, which attempt and which direction it belongs to, and its place there.
+//! The actors' HTTP/1.1, written independently of the balancer's so that both cannot share a bug. The value of each
+//! byte of content is determined by its exchange, attempt, direction and offset, so that a byte in the wrong place is
+//! noticed.
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
@@ -8,7 +9,7 @@ use std::rc::Rc;
 use std::task::{Poll, ready};
 use std::time::Duration;
 
-use super::book::{self, Framing};
+use super::history::{self, Framing};
 use super::random::{below, between, one_in};
 use super::tls::Tls;
 use crate::clock;
@@ -16,31 +17,31 @@ use crate::clock::simulated::mixed;
 use crate::http::io::pipe::Pipe;
 
 thread_local! {
-    /// What one read brings. Not in a future: those of the actors are moved, and a third of a run went there.
-    static SCRAP: RefCell<Box<[u8]>> = RefCell::new(vec![0; 16 * 1024].into());
+    /// Buffer of a single read. Inside the actors' futures, which are moved, it took a third of the time of a run.
+    static READ_BUFFER: RefCell<Box<[u8]>> = RefCell::new(vec![0; 16 * 1024].into());
 }
 
-/// One direction of one attempt.
+/// The content of one direction of one attempt: a pseudo-random sequence of bytes without an end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Stream {
+pub(super) struct Payload {
     pub id: u32,
     pub attempt: usize,
-    pub is_down: bool,
+    pub is_download: bool,
 }
 
-impl Stream {
-    /// What the client sends, on all attempts.
-    pub(super) fn up(id: u32) -> Self {
-        Self { id, attempt: 0, is_down: false }
+impl Payload {
+    /// The content of the request, the same for all attempts.
+    pub(super) fn upload(id: u32) -> Self {
+        Self { id, attempt: 0, is_download: false }
     }
 
-    pub(super) fn down(id: u32, attempt: usize) -> Self {
-        Self { id, attempt, is_down: true }
+    pub(super) fn download(id: u32, attempt: usize) -> Self {
+        Self { id, attempt, is_download: true }
     }
 
     fn word(self, number: u64) -> [u8; 8] {
-        let stream = (u64::from(self.id) << 16) | ((self.attempt as u64) << 1) | u64::from(self.is_down);
-        mixed(mixed(stream + 1).wrapping_add(number)).to_le_bytes()
+        let payload = (u64::from(self.id) << 16) | ((self.attempt as u64) << 1) | u64::from(self.is_download);
+        mixed(mixed(payload + 1).wrapping_add(number)).to_le_bytes()
     }
 
     pub(super) fn write(self, from: u64, count: u64, out: &mut Vec<u8>) {
@@ -54,8 +55,8 @@ impl Stream {
         }
     }
 
-    /// Where `bytes` differ from what stands at `from`; `None`: nowhere.
-    pub(super) fn difference(self, from: u64, bytes: &[u8]) -> Option<u64> {
+    /// Compares `bytes` with the sequence from offset `from` on. Returns the first offset that differs.
+    pub(super) fn first_difference(self, from: u64, bytes: &[u8]) -> Option<u64> {
         let mut at = from;
         let mut rest = bytes;
         while !rest.is_empty() {
@@ -72,23 +73,23 @@ impl Stream {
         None
     }
 
-    /// Says what is wrong with content that differs.
-    pub(super) fn complaint(self, from: u64, bytes: &[u8]) -> Option<String> {
-        let at = self.difference(from, bytes)?;
+    /// Compares like [`first_difference`](Self::first_difference), and describes the difference.
+    pub(super) fn mismatch(self, from: u64, bytes: &[u8]) -> Option<String> {
+        let at = self.first_difference(from, bytes)?;
         let found = &bytes[(at - from) as usize..];
         let found = &found[..found.len().min(24)];
         Some(format!("byte {at} of {self:?} is not its own but: {:?}", String::from_utf8_lossy(found)))
     }
 }
 
-/// One end of a connection as an actor holds it.
-pub(super) struct End {
+/// An actor's side of a connection.
+pub(super) struct Connection {
     pub pipe: Pipe,
     pub tls: Option<Tls>,
     pauses: Pauses,
 }
 
-/// Short pauses that one side may still make: they are never long enough for a limit.
+/// How many short pauses an actor may still make. Together they stay below every time limit.
 pub(super) struct Pauses(Cell<u32>);
 
 impl Pauses {
@@ -97,7 +98,7 @@ impl Pauses {
     }
 
     /// Pauses a little, or lets others run, or does nothing.
-    pub(super) async fn breathe(&self) {
+    pub(super) async fn maybe_pause(&self) {
         match below(8) {
             0 if self.0.get() > 0 => {
                 self.0.set(self.0.get() - 1);
@@ -109,20 +110,20 @@ impl Pauses {
     }
 }
 
-impl End {
+impl Connection {
     pub(super) fn new(pipe: Pipe, tls: Option<Tls>) -> Rc<Self> {
         Rc::new(Self { pipe, tls, pauses: Pauses::new() })
     }
 
-    /// Reads what is there; 0: the other side has ended.
+    /// Reads what is available; 0: the other side has shut down.
     pub(super) async fn read(&self, buffer: &mut Vec<u8>) -> io::Result<usize> {
         poll_fn(|cx| {
-            SCRAP.with_borrow_mut(|scrap| {
+            READ_BUFFER.with_borrow_mut(|scratch| {
                 let count = ready!(match &self.tls {
-                    Some(tls) => tls.read(cx, &self.pipe, scrap),
-                    None => self.pipe.read(cx, scrap),
+                    Some(tls) => tls.read(cx, &self.pipe, scratch),
+                    None => self.pipe.read(cx, scratch),
                 })?;
-                buffer.extend_from_slice(&scrap[..count]);
+                buffer.extend_from_slice(&scratch[..count]);
                 Poll::Ready(Ok(count))
             })
         })
@@ -144,7 +145,7 @@ impl End {
         }
     }
 
-    /// Sends the bytes in pieces, with pauses.
+    /// Writes the bytes in pieces, with pauses in between.
     pub(super) async fn send(&self, bytes: &[u8]) -> io::Result<()> {
         let mut rest = bytes;
         while !rest.is_empty() {
@@ -153,23 +154,23 @@ impl End {
             self.write(piece).await?;
             rest = after;
             if !rest.is_empty() {
-                self.breathe().await;
+                self.maybe_pause().await;
             }
         }
         Ok(())
     }
 
     /// Pauses a little, or lets others run, or does nothing.
-    pub(super) async fn breathe(&self) {
-        self.pauses.breathe().await;
+    pub(super) async fn maybe_pause(&self) {
+        self.pauses.maybe_pause().await;
     }
 
-    /// Says that no more will be sent.
-    pub(super) async fn end(&self) {
+    /// Shuts down the sending side, under TLS after a close_notify alert.
+    pub(super) async fn shutdown(&self) {
         if let Some(tls) = &self.tls {
-            let _ = poll_fn(|cx| tls.end(cx, &self.pipe)).await;
+            let _ = poll_fn(|cx| tls.close_notify(cx, &self.pipe)).await;
         }
-        self.pipe.end();
+        self.pipe.shutdown();
     }
 }
 
@@ -185,7 +186,7 @@ pub(super) async fn yield_now() {
     .await;
 }
 
-/// A head as it came.
+/// A received head.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Head {
     pub first: Vec<String>,
@@ -219,7 +220,7 @@ impl Head {
         self.field(name).is_some_and(|value| value.split(',').any(|part| part.trim().eq_ignore_ascii_case(option)))
     }
 
-    /// How the content is framed, with its length, by RFC 9112 §6.3; `otherwise` where no field says so.
+    /// The framing of the content and its length (RFC 9112 §6.3); `otherwise` if no field tells it.
     pub(super) fn framing(&self, otherwise: Framing) -> (Framing, u64) {
         if self.lists("transfer-encoding", "chunked") {
             return (Framing::Chunked, 0);
@@ -231,176 +232,174 @@ impl Head {
     }
 }
 
-/// How reading a message ended before its end.
+/// Why a message could not be read to its end.
 #[derive(Debug)]
-pub(super) enum Broken {
-    /// The connection ended; false: by a reset, or without the farewell of TLS.
-    Ended {
+pub(super) enum ReadError {
+    /// The connection was closed: cleanly, or by a reset, or under TLS without close_notify.
+    Closed {
         is_clean: bool,
     },
     Malformed(String),
 }
 
-/// What comes on a connection.
-pub(super) struct Source {
-    pub end: Rc<End>,
+/// Reads messages from a connection.
+pub(super) struct Reader {
+    pub connection: Rc<Connection>,
     buffer: Vec<u8>,
     at: usize,
-    /// Bytes of messages so far.
-    pub taken: u64,
 }
 
-impl Source {
-    pub(super) fn new(end: &Rc<End>) -> Self {
-        Self { end: Rc::clone(end), buffer: Vec::new(), at: 0, taken: 0 }
+impl Reader {
+    pub(super) fn new(connection: &Rc<Connection>) -> Self {
+        Self { connection: Rc::clone(connection), buffer: Vec::new(), at: 0 }
     }
 
-    /// What has come and not been taken.
-    pub(super) fn rest(&self) -> &[u8] {
+    /// Bytes that were received and not consumed yet.
+    pub(super) fn buffered(&self) -> &[u8] {
         &self.buffer[self.at..]
     }
 
     fn take(&mut self, count: usize) {
         self.at += count;
-        self.taken += count as u64;
         if self.at == self.buffer.len() {
             self.buffer.clear();
             self.at = 0;
         }
     }
 
-    /// Waits for more.
-    pub(super) async fn more(&mut self) -> Result<(), Broken> {
-        self.end.breathe().await;
-        match self.end.read(&mut self.buffer).await {
-            Ok(0) => Err(Broken::Ended { is_clean: true }),
+    /// Waits for more bytes and buffers them.
+    pub(super) async fn fill(&mut self) -> Result<(), ReadError> {
+        self.connection.maybe_pause().await;
+        match self.connection.read(&mut self.buffer).await {
+            Ok(0) => Err(ReadError::Closed { is_clean: true }),
             Ok(_) => Ok(()),
-            Err(_) => Err(Broken::Ended { is_clean: false }),
+            Err(_) => Err(ReadError::Closed { is_clean: false }),
         }
     }
 
-    /// The next head.
-    pub(super) async fn head(&mut self) -> Result<Head, Broken> {
+    /// Reads the next head.
+    pub(super) async fn head(&mut self) -> Result<Head, ReadError> {
         loop {
-            if let Some(end) = self.rest().windows(4).position(|four| four == b"\r\n\r\n") {
-                let head = Head::parse(&self.rest()[..end]).map_err(Broken::Malformed)?;
+            if let Some(end) = self.buffered().windows(4).position(|four| four == b"\r\n\r\n") {
+                let head = Head::parse(&self.buffered()[..end]).map_err(ReadError::Malformed)?;
                 self.take(end + 4);
                 return Ok(head);
             }
-            if self.rest().len() > 16 * 1024 {
-                return Err(Broken::Malformed("no head, but more than 16 KiB".to_owned()));
+            if self.buffered().len() > 16 * 1024 {
+                return Err(ReadError::Malformed("no head, but more than 16 KiB".to_owned()));
             }
-            self.more().await?;
+            self.fill().await?;
         }
     }
 
-    async fn line(&mut self) -> Result<String, Broken> {
+    async fn line(&mut self) -> Result<String, ReadError> {
         loop {
-            if let Some(end) = self.rest().windows(2).position(|two| two == b"\r\n") {
-                let line = String::from_utf8_lossy(&self.rest()[..end]).into_owned();
+            if let Some(end) = self.buffered().windows(2).position(|two| two == b"\r\n") {
+                let line = String::from_utf8_lossy(&self.buffered()[..end]).into_owned();
                 self.take(end + 2);
                 return Ok(line);
             }
-            if self.rest().len() > 4096 {
-                return Err(Broken::Malformed("no line, but more than 4 KiB".to_owned()));
+            if self.buffered().len() > 4096 {
+                return Err(ReadError::Malformed("no line, but more than 4 KiB".to_owned()));
             }
-            self.more().await?;
+            self.fill().await?;
         }
     }
 
-    /// Reads `count` bytes, whatever they are.
-    pub(super) async fn skip(&mut self, mut count: u64) -> Result<(), Broken> {
+    /// Skips `count` bytes.
+    pub(super) async fn skip(&mut self, mut count: u64) -> Result<(), ReadError> {
         while count > 0 {
-            if self.rest().is_empty() {
-                self.more().await?;
+            if self.buffered().is_empty() {
+                self.fill().await?;
             }
-            let piece = (self.rest().len() as u64).min(count);
+            let piece = (self.buffered().len() as u64).min(count);
             self.take(piece as usize);
             count -= piece;
         }
         Ok(())
     }
 
-    /// Reads `count` bytes of content, which are those of `stream` from `at` on.
-    async fn exactly(&mut self, stream: Stream, at: &mut u64, mut count: u64) -> Result<(), Broken> {
+    /// Reads `count` bytes of content and compares them with `payload` from offset `at` on.
+    async fn exactly(&mut self, payload: Payload, at: &mut u64, mut count: u64) -> Result<(), ReadError> {
         while count > 0 {
-            if self.rest().is_empty() {
-                self.more().await?;
+            if self.buffered().is_empty() {
+                self.fill().await?;
             }
-            let piece = self.rest().len().min(usize::try_from(count).unwrap_or(usize::MAX));
-            if let Some(complaint) = stream.complaint(*at, &self.rest()[..piece]) {
-                return Err(Broken::Malformed(complaint));
+            let piece = self.buffered().len().min(usize::try_from(count).unwrap_or(usize::MAX));
+            if let Some(mismatch) = payload.mismatch(*at, &self.buffered()[..piece]) {
+                return Err(ReadError::Malformed(mismatch));
             }
             self.take(piece);
             *at += piece as u64;
-            book::received(stream, self.end.pipe.link(), *at);
+            history::record_received(payload, self.connection.pipe.link(), *at);
             count -= piece as u64;
         }
         Ok(())
     }
 
-    /// Reads content to its end, or `most` bytes of it; `at` counts them. True: it has ended.
+    /// Reads content until it ends or `at`, the count of its bytes, has reached `max`. Returns whether it has ended.
+    /// `chunk_left` counts the bytes left in the current chunk.
     pub(super) async fn content(
         &mut self,
-        stream: Stream,
+        payload: Payload,
         framing: (Framing, u64),
         at: &mut u64,
-        within: &mut u64,
-        most: u64,
-    ) -> Result<bool, Broken> {
+        chunk_left: &mut u64,
+        max: u64,
+    ) -> Result<bool, ReadError> {
         match framing {
             (Framing::None, _) => Ok(true),
             (Framing::Length, length) => {
-                let count = (length - *at).min(most.saturating_sub(*at));
-                self.exactly(stream, at, count).await?;
+                let count = (length - *at).min(max.saturating_sub(*at));
+                self.exactly(payload, at, count).await?;
                 Ok(*at == length)
             }
             (Framing::Chunked, _) => loop {
-                if *within > 0 {
-                    let count = (*within).min(most.saturating_sub(*at));
+                if *chunk_left > 0 {
+                    let count = (*chunk_left).min(max.saturating_sub(*at));
                     let before = *at;
-                    let read = self.exactly(stream, at, count).await;
-                    *within -= *at - before;
+                    let read = self.exactly(payload, at, count).await;
+                    *chunk_left -= *at - before;
                     read?;
-                    if *within > 0 {
+                    if *chunk_left > 0 {
                         return Ok(false);
                     }
                     if !self.line().await?.is_empty() {
-                        return Err(Broken::Malformed("no line end after a chunk".to_owned()));
+                        return Err(ReadError::Malformed("no line end after a chunk".to_owned()));
                     }
                 }
-                if *at >= most {
+                if *at >= max {
                     return Ok(false);
                 }
                 let line = self.line().await?;
                 let size = u64::from_str_radix(line.split(';').next().unwrap_or_default(), 16);
-                *within = size.map_err(|_| Broken::Malformed(format!("no size of a chunk: {line:?}")))?;
-                if *within == 0 {
+                *chunk_left = size.map_err(|_| ReadError::Malformed(format!("no size of a chunk: {line:?}")))?;
+                if *chunk_left == 0 {
                     while !self.line().await?.is_empty() {}
                     return Ok(true);
                 }
             },
             (Framing::UntilClose, _) => loop {
-                if *at >= most {
+                if *at >= max {
                     return Ok(false);
                 }
-                if self.rest().is_empty() {
-                    match self.more().await {
-                        Err(Broken::Ended { is_clean: true }) => return Ok(true),
+                if self.buffered().is_empty() {
+                    match self.fill().await {
+                        Err(ReadError::Closed { is_clean: true }) => return Ok(true),
                         other => other?,
                     }
                 }
-                let count = self.rest().len() as u64;
-                self.exactly(stream, at, count.min(most - *at)).await?;
+                let count = self.buffered().len() as u64;
+                self.exactly(payload, at, count.min(max - *at)).await?;
             },
         }
     }
 }
 
-/// Writes content of `stream` from `at` up to `to` in pieces, framed so. The last chunk is for the caller to write.
+/// Writes `payload` from offset `at` up to `to`, in pieces of up to `max_write` bytes. The last chunk is the caller's.
 pub(super) async fn send_content(
-    end: &End,
-    stream: Stream,
+    connection: &Connection,
+    payload: Payload,
     framing: Framing,
     at: &mut u64,
     to: u64,
@@ -413,14 +412,14 @@ pub(super) async fn send_content(
         if framing == Framing::Chunked {
             out.extend_from_slice(format!("{count:x}\r\n").as_bytes());
         }
-        stream.write(*at, count, &mut out);
+        payload.write(*at, count, &mut out);
         if framing == Framing::Chunked {
             out.extend_from_slice(b"\r\n");
         }
-        end.write(&out).await?;
+        connection.write(&out).await?;
         *at += count;
-        book::written(stream, *at);
-        end.breathe().await;
+        history::record_written(payload, *at);
+        connection.maybe_pause().await;
     }
     Ok(())
 }

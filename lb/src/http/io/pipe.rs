@@ -64,18 +64,18 @@ pub struct Link {
 struct State {
     /// Indexed by the side that writes into it.
     directions: [Direction; 2],
-    whims: Whims,
+    conditions: LinkConditions,
 }
 
 /// How a connection behaves within what TCP allows.
 #[derive(Debug, Clone, Copy)]
-pub struct Whims {
+pub struct LinkConditions {
     /// The most bytes in flight in one direction.
     pub window: usize,
     /// The most bytes moved by one operation.
-    pub most: usize,
+    pub max_operation: usize,
     /// One in this many operations waits unnecessarily, as the runtime sometimes makes tasks wait; 0: none.
-    pub waits: u64,
+    pub delay_one_in: u64,
 }
 
 #[derive(Debug, Default)]
@@ -90,9 +90,9 @@ struct Direction {
     /// The reader learns of a reset when it has read the rest, or when it writes.
     is_reset: bool,
     /// The reader has learnt of the reset. The system reports it once: then reads return the end.
-    is_told: bool,
+    is_reset_reported: bool,
     /// Nobody will read.
-    is_deaf: bool,
+    is_reader_closed: bool,
     reader: Option<Waker>,
     writer: Option<Waker>,
 }
@@ -127,8 +127,8 @@ impl Link {
         Flow {
             read: direction.read,
             written: direction.written,
-            room: state.whims.window.saturating_sub(direction.unread()),
-            is_open: !direction.has_ended && !direction.is_deaf && !direction.is_reset,
+            room: state.conditions.window.saturating_sub(direction.unread()),
+            is_open: !direction.has_ended && !direction.is_reader_closed && !direction.is_reset,
             is_awaited: direction.unread() == 0 && direction.reader.is_some(),
         }
     }
@@ -186,21 +186,21 @@ impl Direction {
     }
 }
 
-impl Whims {
+impl LinkConditions {
     /// How many of `possible` bytes to move now; `None`: the task has to wait for its next turn.
     fn count(&self, possible: usize) -> Option<usize> {
-        if self.waits > 0 && random().is_multiple_of(self.waits) {
+        if self.delay_one_in > 0 && random().is_multiple_of(self.delay_one_in) {
             return None;
         }
-        let most = possible.min(self.most);
-        Some(if most > 1 && random().is_multiple_of(2) { 1 + (random() % most as u64) as usize } else { most })
+        let max = possible.min(self.max_operation);
+        Some(if max > 1 && random().is_multiple_of(2) { 1 + (random() % max as u64) as usize } else { max })
     }
 }
 
 impl Pipe {
     /// Both ends of a connection.
-    pub fn pair(name: String, tag: usize, whims: Whims) -> (Self, Self) {
-        let state = State { directions: Default::default(), whims };
+    pub fn pair(name: String, tag: usize, conditions: LinkConditions) -> (Self, Self) {
+        let state = State { directions: Default::default(), conditions };
         let link = Arc::new(Link { name, tag, state: Mutex::new(state) });
         (Self { link: Arc::clone(&link), side: 0 }, Self { link, side: 1 })
     }
@@ -220,17 +220,17 @@ impl Pipe {
     }
 
     /// Passes at most `most` bytes to `sink`. Returns how many; 0: the other side has closed.
-    fn read_with(&self, cx: &mut Context<'_>, most: usize, sink: impl FnOnce(&[u8])) -> Poll<io::Result<usize>> {
+    fn read_with(&self, cx: &mut Context<'_>, max: usize, sink: impl FnOnce(&[u8])) -> Poll<io::Result<usize>> {
         let mut state = self.link.state();
-        let State { directions, whims, .. } = &mut *state;
+        let State { directions, conditions, .. } = &mut *state;
         let incoming = &mut directions[1 - self.side];
-        let possible = incoming.unread().min(most);
+        let possible = incoming.unread().min(max);
         if possible == 0 {
             return match (incoming.unread() == 0, incoming.is_reset, incoming.has_ended) {
                 (false, ..) => Poll::Ready(Ok(0)),
-                (true, true, false) if !incoming.is_told => {
+                (true, true, false) if !incoming.is_reset_reported => {
                     // The actors on the other side read and write independently, and would have to tell each other.
-                    incoming.is_told = self.side == 0;
+                    incoming.is_reset_reported = self.side == 0;
                     Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()))
                 }
                 (true, true, false) => Poll::Ready(Ok(0)),
@@ -241,7 +241,7 @@ impl Pipe {
                 }
             };
         }
-        let Some(count) = whims.count(possible) else {
+        let Some(count) = conditions.count(possible) else {
             cx.waker().wake_by_ref();
             return Poll::Pending;
         };
@@ -254,21 +254,21 @@ impl Pipe {
     /// Writes some of `bytes` and returns how many.
     pub fn write(&self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let mut state = self.link.state();
-        let State { directions, whims, .. } = &mut *state;
+        let State { directions, conditions, .. } = &mut *state;
         let [outgoing, incoming] = Self::ends(directions, self.side);
         if outgoing.has_ended {
             return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
         }
         if incoming.is_reset || outgoing.is_reset {
-            incoming.is_told |= self.side == 0;
+            incoming.is_reset_reported |= self.side == 0;
             return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
         }
-        if outgoing.is_deaf {
+        if outgoing.is_reader_closed {
             // Data for a closed socket is answered by a reset, which the writer learns later.
             incoming.reset();
             return Poll::Ready(Ok(bytes.len()));
         }
-        let room = whims.window.saturating_sub(outgoing.unread());
+        let room = conditions.window.saturating_sub(outgoing.unread());
         if bytes.is_empty() {
             return Poll::Ready(Ok(0));
         }
@@ -276,7 +276,7 @@ impl Pipe {
             outgoing.writer = Some(cx.waker().clone());
             return Poll::Pending;
         }
-        let Some(count) = whims.count(room.min(bytes.len())) else {
+        let Some(count) = conditions.count(room.min(bytes.len())) else {
             cx.waker().wake_by_ref();
             return Poll::Pending;
         };
@@ -298,7 +298,7 @@ impl Pipe {
     }
 
     /// Closes the writing side.
-    pub fn end(&self) {
+    pub fn shutdown(&self) {
         self.trace(|| "ends".to_owned());
         let mut state = self.link.state();
         let outgoing = &mut state.directions[self.side];
@@ -313,7 +313,7 @@ impl Pipe {
         let [outgoing, incoming] = Self::ends(&mut state.directions, self.side);
         outgoing.has_ended = false;
         outgoing.reset();
-        incoming.is_deaf = true;
+        incoming.is_reader_closed = true;
         incoming.wake();
     }
 
@@ -334,7 +334,7 @@ impl Drop for Pipe {
         self.trace(|| "closes".to_owned());
         let mut state = self.link.state();
         let [outgoing, incoming] = Self::ends(&mut state.directions, self.side);
-        incoming.is_deaf = true;
+        incoming.is_reader_closed = true;
         // Closing a socket with unread bytes resets the connection.
         if incoming.unread() > 0 {
             outgoing.reset();
@@ -362,7 +362,7 @@ impl AsyncWrite for Pipe {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.end();
+        self.shutdown();
         Poll::Ready(Ok(()))
     }
 }

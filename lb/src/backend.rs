@@ -162,7 +162,7 @@ impl Identity {
         self.changes.load(Ordering::Acquire)
     }
 
-    fn has_changed(&self) {
+    fn record_change(&self) {
         self.changes.fetch_add(1, Ordering::Release);
     }
 }
@@ -234,7 +234,7 @@ impl Backend {
         vitals.left.extend(leave.iter().map(|endpoint| Arc::downgrade(endpoint)));
         drop(vitals);
         leave.iter().for_each(|endpoint| endpoint.leave(now));
-        self.has_changed();
+        self.record_change();
         let left = leave.iter().filter_map(|endpoint| endpoint.ip()).collect();
         AddressChanges { joined: joined.into_iter().flatten().collect(), left }
     }
@@ -247,10 +247,10 @@ impl Backend {
     }
 
     /// Notes that its name did not resolve. Existing endpoints stay.
-    pub fn is_unresolved(&self) {
+    pub fn record_unresolved(&self) {
         let endpoints = self.endpoints();
         endpoints.as_slice().iter().filter(|endpoint| endpoint.address().is_none()).for_each(|endpoint| {
-            endpoint.is_unresolved();
+            endpoint.record_unresolved();
         });
     }
 
@@ -524,14 +524,14 @@ mod tests {
         let backend = backend("web:1");
         let now = Instant::now();
         assert_eq!(backend.endpoints().as_slice()[0].address(), None);
-        backend.is_unresolved();
+        backend.record_unresolved();
         assert_eq!(backend.health(), Health::Unhealthy);
         let [first, second] = addresses(["127.0.0.1:1", "127.0.0.2:1"]);
         assert_eq!(backend.resolved(&[first], now), AddressChanges { joined: vec![first], left: vec![] });
         assert_eq!(backend.health(), Health::Unknown);
         probe(&backend.endpoints().as_slice()[0]);
         assert_eq!(backend.resolved(&[first], now), AddressChanges::default());
-        backend.is_unresolved();
+        backend.record_unresolved();
         assert_eq!(backend.health(), Health::Healthy, "the last answer is kept");
         assert_eq!(backend.resolved(&[second], now), AddressChanges { joined: vec![second], left: vec![first] });
         assert_eq!(backend.health(), Health::Unknown);

@@ -245,7 +245,7 @@ impl Pool {
         let permit = self.ejections.try_acquire(most_ejected(view.standing.endpoints, rules.max_percent))?;
         let ejected = endpoint.eject(permit, rules, now);
         if ejected.is_some() {
-            self.ejections.has_begun();
+            self.ejections.record_begun();
         }
         ejected
     }
@@ -783,7 +783,7 @@ mod tests {
     fn an_ejection_missed_by_one_list_of_candidates_is_in_the_next() {
         let pool = pool(&config(&[("a:1", 1), ("b:1", 1)], SETTINGS));
         // As when a list is made after the backend was ejected and before that was counted.
-        pool.ejections.has_begun();
+        pool.ejections.record_begun();
         pool.catch_up(Instant::now());
         assert_eq!(pool.view.load().known_ejections, pool.ejections.begun());
     }

@@ -220,7 +220,7 @@ impl Endpoint {
         self.failures_in_a_row.store(0, Ordering::Relaxed);
         self.latency.store(0, Ordering::Relaxed);
         self.incarnation.store(Incarnation::next().0, Ordering::Release);
-        self.backend.has_changed();
+        self.backend.record_change();
         drop(vitals);
         self.forgotten.notify_one();
     }
@@ -340,7 +340,7 @@ impl Endpoint {
         self.is_ejected.store(true, Ordering::Release);
         drop(vitals);
         self.failures_in_a_row.store(0, Ordering::Relaxed);
-        self.backend.has_changed();
+        self.backend.record_change();
         self.backend.metrics.ejections.inc();
         Some(duration)
     }
@@ -351,7 +351,7 @@ impl Endpoint {
         let is_over = vitals.ejection.expire(now);
         if is_over {
             self.return_from_ejection();
-            self.backend.has_changed();
+            self.backend.record_change();
         }
         is_over
     }
@@ -395,7 +395,7 @@ impl Endpoint {
             self.return_from_ejection();
         }
         if finding != HealthChange::default() {
-            self.backend.has_changed();
+            self.backend.record_change();
         }
         finding
     }
@@ -410,16 +410,16 @@ impl Endpoint {
                 vitals.tracker = Tracker::new(unprobed(self.address(), probed));
                 vitals.last_probe = None;
             }
-            self.backend.has_changed();
+            self.backend.record_change();
         }
     }
 
     /// The lookup of the name has failed, so nothing can be sent here.
-    pub fn is_unresolved(&self) {
+    pub fn record_unresolved(&self) {
         let mut vitals = self.vitals();
         if vitals.tracker.health() != Health::Unhealthy {
             vitals.tracker = Tracker::new(Health::Unhealthy);
-            self.backend.has_changed();
+            self.backend.record_change();
         }
     }
 

@@ -51,7 +51,7 @@ impl Ejections {
     }
 
     /// Call this once the ejection is visible to other threads.
-    pub(crate) fn has_begun(&self) {
+    pub(crate) fn record_begun(&self) {
         self.begun.fetch_add(1, Ordering::AcqRel);
     }
 
@@ -167,7 +167,7 @@ mod tests {
         assert_eq!(ejections.begun(), 0);
         for begun in 1..=3 {
             let permit = ejections.try_acquire(1).expect("room");
-            ejections.has_begun();
+            ejections.record_begun();
             drop(permit);
             assert_eq!(ejections.begun(), begun);
         }

@@ -94,7 +94,7 @@ pub(super) struct ForwardedFields {
     /// Empty if no `Via` is sent.
     via: Range<usize>,
     /// Whether the path had to be normalised.
-    is_path_made: bool,
+    has_rewritten_path: bool,
 }
 
 /// A request and the fields that are generated for it.
@@ -149,7 +149,7 @@ pub(super) fn begin(
         return Err(Refusal::LastHop);
     }
     let received = request.path(from_client);
-    forwarded.is_path_made = match request.form() {
+    forwarded.has_rewritten_path = match request.form() {
         TargetForm::Asterisk => {
             path.clear();
             path.push(b'/');
@@ -308,7 +308,7 @@ pub(super) fn turn(
                 Ok(path) => {
                     buffers.path = path.to_vec();
                     buffers.target = target;
-                    of.forwarded.path_is_made();
+                    of.forwarded.record_rewritten_path();
                     let facts = RequestFacts::of(of, buffers, exchange);
                     route = site.find(&buffers.path, &facts);
                     let may_choose = matches!(to, Some(JumpTo::Path(to)) if !target::names(to, route, &facts));
@@ -462,12 +462,12 @@ impl ForwardedFields {
 
     /// The current path, decoded and normalised. `made` is the buffer for a path that differs from the received one.
     pub(super) fn path<'a>(&self, head: &RequestHead, from_client: &'a [u8], made: &'a [u8]) -> &'a [u8] {
-        if self.is_path_made { made } else { head.path(from_client) }
+        if self.has_rewritten_path { made } else { head.path(from_client) }
     }
 
     /// Records that the path differs from the received one.
-    pub(super) fn path_is_made(&mut self) {
-        self.is_path_made = true;
+    pub(super) fn record_rewritten_path(&mut self) {
+        self.has_rewritten_path = true;
     }
 
     /// The generated lines for the backend: the client, and the request's id if it has the usual field.

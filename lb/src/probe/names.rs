@@ -324,7 +324,7 @@ impl Asking<'_> {
             match tokio::time::timeout(FIRST_ANSWER_TIMEOUT, &mut asking).await {
                 Ok(ended) => return ended.unwrap_or_else(late),
                 Err(_) if lock(known).was_asked => {}
-                Err(_) => self.each(|_, backend| backend.is_unresolved()),
+                Err(_) => self.each(|_, backend| backend.record_unresolved()),
             }
         }
         asking.await.unwrap_or_else(late)
@@ -393,7 +393,7 @@ impl Asking<'_> {
                 tracing::info!(pool = %pool.name, backend = %backend.address, joined, "a name has further addresses");
             }
             if addresses.is_empty() {
-                backend.is_unresolved();
+                backend.record_unresolved();
             }
         });
     }

@@ -109,7 +109,7 @@ pub(super) fn resolve(balancer: &Balancer) {
         cover(Coverage::NameMoved);
     }
     if addresses.is_empty() {
-        member.backend.is_unresolved();
+        member.backend.record_unresolved();
     }
     pool.refresh(clock::now());
 }

@@ -7,9 +7,8 @@
 //! because the application writes the fields of a response, sometimes with what the client sent. The status line and
 //! the framing of the body are written by the server itself: what is wrong there is the backend's fault.
 
-use std::fmt;
-use std::io;
 use std::time::Duration;
+use std::{fmt, io};
 
 use rustix::io::Errno;
 

@@ -4,14 +4,13 @@
 //! Its calls wait by blocking: in an asynchronous test, what shall go on meanwhile needs threads of its own.
 #![allow(clippy::unwrap_used, reason = "a test says what went wrong by failing")]
 
-use std::env;
 use std::ffi::OsString;
-use std::fs;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
+use std::{env, fs};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;

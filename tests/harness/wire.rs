@@ -1,10 +1,9 @@
 //! HTTP/1.1 by the byte: what is sent is exactly what a test says, and what comes back is kept with the way it ended.
 //! Deliberately simple and unforgiving; it is a witness, not a client.
 
-use std::fmt;
-use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
+use std::{fmt, io};
 
 use nix::sys::socket::setsockopt;
 use nix::sys::socket::sockopt::TcpMaxSeg;

@@ -16,13 +16,11 @@ use tokio::time::timeout;
 use crate::change::Edits;
 use crate::config::advice::{Subject, same_sockets};
 use crate::config::backend::SocketAddress;
-use crate::config::folder_of;
 use crate::config::toml::{Checked, Warning};
-use crate::config::{AccessLogFile, Config, Problem, UserAndGroup, advice};
-use crate::control;
+use crate::config::{AccessLogFile, Config, Problem, UserAndGroup, advice, folder_of};
 use crate::probe::resolver::{Question, Resolver};
-use crate::state;
 use crate::user::{Owner, Rights, User, closed_files};
+use crate::{control, state};
 
 /// The time limit for all lookups together.
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(5);

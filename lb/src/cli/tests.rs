@@ -1,8 +1,7 @@
-use std::fs;
 use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
 use std::sync::mpsc::{Receiver, channel};
-use std::thread;
+use std::{fs, thread};
 
 use serde_json::Value;
 use tempfile::TempDir;

@@ -6,11 +6,10 @@ use std::time::{Duration, Instant};
 use super::ChangeRequest;
 use crate::backend::Status;
 use crate::change::{BackendSettings, Edit, Edits};
-use crate::config::advice;
 use crate::config::algorithm::Algorithm;
 use crate::config::backend::{AdminState, BackendAddress};
 use crate::config::difference::seconds;
-use crate::config::{Config, PoolConfig, PoolName};
+use crate::config::{Config, PoolConfig, PoolName, advice};
 use crate::pool::Pool;
 use crate::snapshot::Snapshot;
 

@@ -5,12 +5,10 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::Engine;
 use super::buffers::Buffers;
-use super::client;
-use super::configured_reply;
 use super::facts::RequestFacts;
 use super::request::{self, ForwardedFields, Request, RequestState};
+use super::{Engine, client, configured_reply};
 use crate::clock;
 use crate::exchange::headers::{Peer, PeerAddress};
 use crate::exchange::limits::ClientLimits;

@@ -9,12 +9,11 @@ use std::time::Instant;
 
 use jiff::Timestamp;
 
-use super::Engine;
 use super::body::refusal;
 use super::buffers::Buffers;
 use super::facts::RequestFacts;
 use super::fields::{self, Changes};
-use super::target;
+use super::{Engine, target};
 use crate::config::site::{HeaderEdits, JumpTo, Page, Rules};
 use crate::config::{ForwardedBy, ListenerSettings, RequestIdField, ServerConfig};
 use crate::exchange::headers::{Forwarding, Peer, ProxyClaims, RequestOrigin, XForwarded, write_request_id};

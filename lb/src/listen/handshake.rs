@@ -21,9 +21,8 @@ use crate::clock;
 use crate::config::backend::SocketAddress;
 use crate::config::certificate;
 use crate::exchange::headers::{ClientCertificate, PeerAddress, TlsInfo};
-use crate::http::Engine;
-use crate::http::MAX_READ_BYTES;
 use crate::http::io::Io;
+use crate::http::{Engine, MAX_READ_BYTES};
 use crate::metrics::TlsMetrics;
 use crate::tls::server::ServerTls;
 

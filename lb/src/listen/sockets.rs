@@ -19,9 +19,8 @@ use rustix::net::{
 };
 use rustix::process::{getegid, geteuid};
 
-use crate::config::SocketFileRights;
 use crate::config::backend::{MAX_UNIX_PATH_BYTES, SocketAddress};
-use crate::config::folder_of;
+use crate::config::{SocketFileRights, folder_of};
 use crate::user::Owner;
 
 const BACKLOG: i32 = 4096;

@@ -146,7 +146,7 @@ pub(super) enum ResponseOrigin {
 }
 
 /// Situations that schedules must cover: a simulation without a single retry proves nothing about retries.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) enum Coverage {
     CompleteResponse,
     Refusal,

@@ -12,8 +12,7 @@ use evenkeel::http::h1::websocket;
 use evenkeel::message::framing::Framing;
 use evenkeel::message::limits::{AmbiguousNames, Limits, MAX_HEAD_BYTES};
 use evenkeel::message::name::Name;
-use evenkeel::message::path;
-use evenkeel::message::{Method, Parsed, Version};
+use evenkeel::message::{Method, Parsed, Version, path};
 
 const STEPS: [usize; 5] = [1, 2, 3, 7, 64];
 

@@ -1,9 +1,8 @@
 //! The files of a configuration: the main file and those that it includes.
 
-use std::fs;
-use std::io;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
+use std::{fs, io};
 
 use toml::Spanned;
 use toml::de::{DeTable, DeValue, Error};

@@ -5,14 +5,12 @@
 
 use super::reject::Reject;
 use crate::message::ascii::{self, PERCENT, QUESTION, TARGET, TOKEN};
-use crate::message::authority;
 use crate::message::connection::ConnectionOptions;
 use crate::message::field::{self, Field, Fields, Line, Span};
 use crate::message::framing::Framing;
 use crate::message::limits::{AmbiguousNames, BLANK_BYTES, Limits, NonAsciiTargets};
 use crate::message::name::{Name, NameSet};
-use crate::message::path;
-use crate::message::{self, BadVersion, Method, Parsed, VERSION_BYTES, Version};
+use crate::message::{self, BadVersion, Method, Parsed, VERSION_BYTES, Version, authority, path};
 
 /// The longest method; registered ones have up to 17 letters.
 const METHOD_BYTES: usize = 32;

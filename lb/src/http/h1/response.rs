@@ -6,13 +6,12 @@
 use std::fmt;
 
 use super::chunked::BadChunk;
-use crate::message::ascii;
 use crate::message::connection::{BadConnection, ConnectionOptions};
 use crate::message::field::{self, BadField, Field, Fields, Line, Span};
 use crate::message::framing::Framing;
 use crate::message::limits::Limits;
 use crate::message::name::Name;
-use crate::message::{self, Method, Parsed, VERSION_BYTES, Version};
+use crate::message::{self, Method, Parsed, VERSION_BYTES, Version, ascii};
 
 /// A response head, parsed. Like a request's it borrows nothing and is made to be used again.
 #[derive(Debug, Clone, Default)]

@@ -114,9 +114,9 @@ impl Identity {
     }
 
     /// Sets the limit of connections in use; `None`: no limit. Connections beyond it stay.
-    pub fn set_max_connections(&self, most: Option<NonZero<u32>>) {
+    pub fn set_max_connections(&self, max: Option<NonZero<u32>>) {
         // Sequentially consistent with the counter: whoever finds no capacity is woken when a connection is given back.
-        self.max_connections.store(most.map_or(0, NonZero::get), Ordering::SeqCst);
+        self.max_connections.store(max.map_or(0, NonZero::get), Ordering::SeqCst);
     }
 
     /// `None` if there is no limit.
@@ -132,17 +132,17 @@ impl Identity {
 
     /// Whether the limit is reached.
     pub fn is_full(&self) -> bool {
-        let most = self.max_connections.load(Ordering::Relaxed);
-        most != 0 && self.in_use.load(Ordering::Relaxed) >= most
+        let max = self.max_connections.load(Ordering::Relaxed);
+        max != 0 && self.in_use.load(Ordering::Relaxed) >= max
     }
 
     /// Counts one more connection, unless the limit is reached.
     fn use_one_if_allowed(&self) -> bool {
-        let most = match self.max_connections.load(Ordering::SeqCst) {
+        let max = match self.max_connections.load(Ordering::SeqCst) {
             0 => u32::MAX,
-            most => most,
+            max => max,
         };
-        let more = |used| (used < most).then_some(used + 1);
+        let more = |used| (used < max).then_some(used + 1);
         self.in_use.try_update(Ordering::SeqCst, Ordering::SeqCst, more).is_ok()
     }
 

@@ -352,8 +352,8 @@ impl Cli {
             }
             Command::Backend(BackendCommand::Add { address, pool, weight, max_connections, args }) => {
                 let mut backend = json!({ "address": address, "weight": weight });
-                if let Some(most) = max_connections {
-                    backend["max_connections"] = json!(most);
+                if let Some(max) = max_connections {
+                    backend["max_connections"] = json!(max);
                 }
                 add(&client()?, pool.as_deref(), &backend, args, out)?;
             }
@@ -610,8 +610,8 @@ fn summary(pool: &str, backend: &admin::Backend) -> String {
         "{} in pool {pool}: {}, weight {}, {in_flight} in flight",
         backend.address, backend.status, backend.weight
     );
-    if let Some(most) = backend.max_connections {
-        text.push_str(&format!(", {most} at most"));
+    if let Some(max) = backend.max_connections {
+        text.push_str(&format!(", {max} at most"));
     }
     if let Some(left) = kill_after(backend) {
         text.push_str(&format!(", killed in {}", status::duration(left)));

@@ -164,7 +164,7 @@ impl Pool {
 
     /// Switches to another plan.
     pub fn adopt(&self, Draft { plan, outdated }: Draft, now: Instant) {
-        self.list_candidates(Some(Arc::new(plan)), now);
+        self.replace_view(Some(Arc::new(plan)), now);
         if !outdated.is_empty() {
             // Exchanges that have a lease already may still connect by the former plan.
             let now = clock::now();
@@ -312,12 +312,12 @@ impl Pool {
     }
 
     pub fn refresh(&self, now: Instant) {
-        self.list_candidates(None, now);
+        self.replace_view(None, now);
     }
 
     /// Makes a new view, of another plan if there is one. It locks every backend, so threads that carry traffic must
     /// not call it.
-    fn list_candidates(&self, plan: Option<Arc<Plan>>, now: Instant) {
+    fn replace_view(&self, plan: Option<Arc<Plan>>, now: Instant) {
         /// Making views takes at most one fifth of a thread's time.
         const REFRESH_TIME_DIVISOR: u32 = 5;
         /// Up to this size a view is so fast that it is made at once.
@@ -643,8 +643,8 @@ mod tests {
     fn max_connections_is_kept_and_queued_requests_go_first() {
         let two = |first: u32| {
             let mut config = config(&[("a:1", 1), ("b:1", 1)], SETTINGS);
-            for (backend, most) in config.backends.iter_mut().zip([first, 1]) {
-                backend.max_connections = std::num::NonZero::new(most);
+            for (backend, max) in config.backends.iter_mut().zip([first, 1]) {
+                backend.max_connections = std::num::NonZero::new(max);
             }
             config
         };
@@ -750,22 +750,22 @@ mod tests {
     // Whoever had been let in without a limit was no part of it, and gave no place free.
     #[test]
     fn a_new_or_lower_max_connections_counts_exchanges_in_flight() {
-        let limited = |most| {
+        let limited = |max| {
             let mut config = config(&[("a:1", 1)], SETTINGS);
-            config.backends[0].max_connections = std::num::NonZero::new(most);
+            config.backends[0].max_connections = std::num::NonZero::new(max);
             config
         };
         let pool = pool(&limited(0));
         let key = Key { client: Some(std::net::Ipv4Addr::LOCALHOST.into()) };
         let choose = |was_notified| pool.choose(&key, None, &[], was_notified);
         let mut leases: Vec<_> = (0..4).map(|_| chosen(choose(false)).expect("room")).collect();
-        for most in [3, 2] {
-            change(&pool, &limited(most));
-            while leases.len() > most as usize {
+        for max in [3, 2] {
+            change(&pool, &limited(max));
+            while leases.len() > max as usize {
                 assert!(matches!(choose(true), Pick::Queue(_)), "{} are in use", leases.len());
                 leases.pop();
             }
-            let Pick::Queue(full) = choose(false) else { panic!("{most} are in use already") };
+            let Pick::Queue(full) = choose(false) else { panic!("{max} are in use already") };
             let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
             let mut waiting = Box::pin(full.queue.wait(full.seen));
             assert!(waiting.as_mut().poll(&mut cx).is_pending());

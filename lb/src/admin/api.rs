@@ -505,11 +505,11 @@ fn weight(weight: Option<i64>) -> Result<Option<Weight>, Problem> {
 }
 
 /// 0: no limit, as in the configuration.
-fn max_connections(most: Option<i64>) -> Result<Option<NonZero<u32>>, Problem> {
-    let read = |most: i64| {
-        u32::try_from(most).map_err(|_| format!("max_connections {most} is not from 0 (any number) to {}", u32::MAX))
+fn max_connections(max: Option<i64>) -> Result<Option<NonZero<u32>>, Problem> {
+    let read = |max: i64| {
+        u32::try_from(max).map_err(|_| format!("max_connections {max} is not from 0 (any number) to {}", u32::MAX))
     };
-    Ok(most.map(read).transpose().map_err(Problem::bad_request)?.and_then(NonZero::new))
+    Ok(max.map(read).transpose().map_err(Problem::bad_request)?.and_then(NonZero::new))
 }
 
 fn state(state: Option<String>) -> Result<Option<AdminState>, Problem> {

@@ -262,8 +262,8 @@ pub(super) fn set_gauges(gauges: &Gauges, snapshot: &Snapshot, now: Instant) {
             let labels = [name, member.backend.address.as_str()];
             gauges.backend_in_flight.with_label_values(&labels).set(member.backend.in_flight().into());
             gauges.backend_weight.with_label_values(&labels).set(member.weight.as_u32().into());
-            if let Some(most) = member.backend.max_connections() {
-                gauges.backend_max_connections.with_label_values(&labels).set(most.get().into());
+            if let Some(max) = member.backend.max_connections() {
+                gauges.backend_max_connections.with_label_values(&labels).set(max.get().into());
             }
             let endpoints = member.backend.endpoints();
             let endpoints = endpoints.as_slice().iter().filter(|endpoint| endpoint.address().is_some());

@@ -312,11 +312,11 @@ impl Endpoint {
 
     /// The last failures of real traffic, at most `most`, for example `reset at 10.0.0.1:80 (3 times), status 503 at
     /// …`.
-    pub fn last_failures(&self, most: usize) -> String {
+    pub fn last_failures(&self, max: usize) -> String {
         let vitals = self.vitals();
         let failures = &vitals.last_failures;
         let mut rows: Vec<(BackendFailure, usize)> = Vec::new();
-        for &failure in failures.range(failures.len().saturating_sub(most)..) {
+        for &failure in failures.range(failures.len().saturating_sub(max)..) {
             match rows.last_mut() {
                 Some((last, times)) if *last == failure => *times += 1,
                 _ => rows.push((failure, 1)),

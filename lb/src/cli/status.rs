@@ -224,7 +224,7 @@ fn row(pool: &Pool, backend: &Backend, rates: Option<&Rates>) -> Vec<Cell> {
         status(backend),
         Cell::number(backend.weight.to_string()),
         Cell::number(match backend.max_connections {
-            Some(most) => format!("{}/{}", count(backend.in_flight.into()), count(most.into())),
+            Some(max) => format!("{}/{}", count(backend.in_flight.into()), count(max.into())),
             None => count(backend.in_flight.into()),
         }),
         Cell::number(count(backend.requests)),

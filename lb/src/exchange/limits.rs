@@ -39,9 +39,7 @@ impl ClientLimits {
     #[must_use]
     pub fn with(self, rules: &ClientRules) -> Self {
         Self {
-            max_body_bytes: rules
-                .max_body_bytes
-                .map_or(self.max_body_bytes, |most| Some(most).filter(|most| *most > 0)),
+            max_body_bytes: rules.max_body_bytes.map_or(self.max_body_bytes, |max| Some(max).filter(|max| *max > 0)),
             body_timeout: rules.body_timeout.unwrap_or(self.body_timeout),
             min_rate: rules.min_rate.map_or(self.min_rate, NonZero::new),
             send_timeout: rules.send_timeout.unwrap_or(self.send_timeout),

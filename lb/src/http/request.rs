@@ -333,8 +333,8 @@ pub(super) fn turn(
 
 /// The first event of an exchange on its route: a failure if the content is too large.
 pub(super) fn beginning(of: &Request<'_>, buffers: &Buffers) -> Event {
-    let most = of.limits.max_body_bytes.filter(|_| !of.state.omits_body);
-    match most.is_some_and(|most| buffers.request.framing().exceeds(most)) {
+    let max = of.limits.max_body_bytes.filter(|_| !of.state.omits_body);
+    match max.is_some_and(|max| buffers.request.framing().exceeds(max)) {
         true => Event::Failed { failed: Failure::BodyTooLarge.into(), has_body: false },
         false => Event::Begun,
     }

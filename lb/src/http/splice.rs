@@ -69,10 +69,10 @@ impl Pipe {
     }
 
     /// Moves at most `most` bytes from `from` into the pipe; 0: end of file.
-    pub(crate) fn poll_fill(&mut self, cx: &mut Context<'_>, from: Plain<'_>, most: usize) -> Poll<io::Result<usize>> {
+    pub(crate) fn poll_fill(&mut self, cx: &mut Context<'_>, from: Plain<'_>, max: usize) -> Poll<io::Result<usize>> {
         loop {
             ready!(from.poll_read_ready(cx))?;
-            match from.try_io(Interest::READABLE, || moved(from, &self.writer, most.min(PIPE_BYTES))) {
+            match from.try_io(Interest::READABLE, || moved(from, &self.writer, max.min(PIPE_BYTES))) {
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
                 Ok(count) => {
                     self.filled += count;
@@ -106,8 +106,8 @@ impl Drop for Pipe {
     }
 }
 
-fn moved(from: impl std::os::fd::AsFd, to: impl std::os::fd::AsFd, most: usize) -> io::Result<usize> {
-    Ok(splice(from, None, to, None, most, SpliceFlags::MOVE | SpliceFlags::NONBLOCK)?)
+fn moved(from: impl std::os::fd::AsFd, to: impl std::os::fd::AsFd, max: usize) -> io::Result<usize> {
+    Ok(splice(from, None, to, None, max, SpliceFlags::MOVE | SpliceFlags::NONBLOCK)?)
 }
 
 #[cfg(test)]

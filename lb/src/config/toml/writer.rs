@@ -74,11 +74,11 @@ fn write_settings(text: &mut String, section: &str, settings: &Map<String, Value
 fn write_backends(text: &mut String, backends: &[Value]) {
     text.push_str("backends = [\n");
     for backend in backends.iter().filter(|backend| backend["state"] != "removing") {
-        let most = backend["max_connections"].as_u64();
-        let most = most.map(|most| format!(", max_connections = {most}")).unwrap_or_default();
+        let max = backend["max_connections"].as_u64();
+        let max = max.map(|max| format!(", max_connections = {max}")).unwrap_or_default();
         let _ = writeln!(
             text,
-            "    {{ address = {}, weight = {}, state = {}{most} }},",
+            "    {{ address = {}, weight = {}, state = {}{max} }},",
             backend["address"], backend["weight"], backend["state"]
         );
     }

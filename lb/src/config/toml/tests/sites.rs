@@ -887,8 +887,8 @@ fn configuration_files_of_earlier_versions_keep_their_meaning() {
             }
             assert_eq!(pool.remove("addresses"), Some("share".into()), "{heading}");
             for backend in pool["backends"].as_array_mut().expect("backends") {
-                let most = backend.as_object_mut().expect("a table").remove("max_connections");
-                assert_eq!(most, Some(serde_json::Value::Null), "{heading}");
+                let max = backend.as_object_mut().expect("a table").remove("max_connections");
+                assert_eq!(max, Some(serde_json::Value::Null), "{heading}");
             }
         }
         let digest = Sha256::digest(sorted(value.clone()).to_string());

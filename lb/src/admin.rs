@@ -4,7 +4,6 @@ mod api;
 mod auth;
 mod view;
 
-use std::io;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
@@ -20,6 +19,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
+use crate::clock;
 use crate::config::Secret;
 use crate::connection_limit::ConnectionLimit;
 use crate::control::Control;
@@ -47,6 +47,7 @@ pub(crate) struct Peer(pub SocketAddr);
 /// Serves until `stop` resolves, and until the requests that have begun by then are answered, for at most
 /// [`FINISH_TIMEOUT`]. If dropped, it ends them.
 pub(crate) async fn serve(listener: &TcpListener, admin: Arc<Admin>, stop: impl Future<Output = ()>) {
+    let control = Arc::clone(&admin.control);
     let router = router(admin);
     let stopping = watch::Sender::new(false);
     let mut connections = JoinSet::new();
@@ -63,7 +64,7 @@ pub(crate) async fn serve(listener: &TcpListener, admin: Arc<Admin>, stop: impl 
                 let service = TowerToHyperService::new(router.clone().layer(Extension(Peer(peer))));
                 connections.spawn(serve_connection(stream, service, stopping.subscribe()));
             }
-            Err(e) => pause_after(&e).await,
+            Err(e) => tokio::time::sleep(control.accept_failed(&e, clock::now())).await,
         }
     }
     stopping.send_replace(true);
@@ -95,11 +96,6 @@ async fn serve_connection(
     if let Err(e) = served {
         tracing::debug!("an admin connection ended badly: {e}");
     }
-}
-
-async fn pause_after(error: &io::Error) {
-    tracing::warn!("an admin connection could not be accepted: {error}");
-    tokio::time::sleep(Duration::from_millis(100)).await;
 }
 
 fn router(admin: Arc<Admin>) -> Router {

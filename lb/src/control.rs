@@ -1,6 +1,7 @@
 //! All changes of the snapshot: runtime changes, reloads, and their record in the state file. Changes are serialized.
 //! Readers never wait, and no change waits for a disk.
 
+mod accept;
 mod effects;
 pub(crate) mod kill;
 pub(crate) mod resources;
@@ -53,6 +54,8 @@ pub struct Control {
     http2_errors: RepeatedFailures,
     /// The address of the last client whose error ended an HTTP/2 connection.
     last_http2_error: Mutex<Box<str>>,
+    /// Throttles the log of connections that could not be accepted.
+    accept_failures: RepeatedFailures,
     /// Part of ETags, so that those of different processes differ.
     boot_id: u32,
     change_state: Mutex<ChangeState>,
@@ -300,6 +303,7 @@ impl Control {
             loops: RepeatedFailures::default(),
             http2_errors: RepeatedFailures::default(),
             last_http2_error: Mutex::default(),
+            accept_failures: RepeatedFailures::default(),
             change_state: Mutex::new(ChangeState { file: config, history: ChangeHistory::default() }),
             resources: OnceLock::new(),
             reloading: Mutex::new(()),
@@ -372,8 +376,9 @@ impl Control {
         self.http2_errors.note(why, now)
     }
 
-    /// Logs how many more forwarding loops there were, and how many more errors of HTTP/2 clients.
+    /// Logs the counts of what is throttled: forwarding loops, errors of HTTP/2 clients, failures to accept.
     pub(crate) fn catch_up(&self, now: Instant) {
+        self.log_suppressed_accept_failures(now);
         for SuppressedFailures { word, count, within } in self.http2_errors.take(now) {
             let last_client = self.last_http2_error.lock().unwrap_or_else(PoisonError::into_inner).clone();
             tracing::warn!(

@@ -62,6 +62,7 @@ use arc_swap::ArcSwap;
 use tokio::sync::{Notify, Semaphore, SemaphorePermit};
 
 use crate::access_log::AccessLog;
+use crate::clock;
 use crate::config::backend::SocketAddress;
 use crate::config::site::ListenerName;
 use crate::config::{ListenerConfig, ListenerSettings};
@@ -320,6 +321,11 @@ impl Engine {
     /// Permission for the CPU-bound part of a handshake. The semaphore is never closed, so this is never `None`.
     pub async fn handshake_turn(&self) -> Option<SemaphorePermit<'_>> {
         self.thread.handshake_turn.acquire().await.ok()
+    }
+
+    /// Logs that a connection could not be accepted. Returns the pause before the next attempt.
+    pub(crate) fn accept_failed(&self, error: &std::io::Error) -> Duration {
+        self.control.accept_failed(error, clock::now())
     }
 
     pub fn address(&self) -> &SocketAddress {

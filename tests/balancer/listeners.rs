@@ -337,3 +337,20 @@ async fn connections_are_counted_under_the_current_name_of_the_listener() {
     assert!(!balancer.admin("GET", "/metrics", None).await.text().contains("listener=\"before\""));
     assert_eq!(kept.exchange(&Request::get("/")).await.status, 200, "the connection has stayed");
 }
+
+// Each failure, ten a second for each socket, wrote a warning.
+#[tokio::test]
+async fn clients_wait_while_files_are_lacking_and_the_log_says_so_once() {
+    let a = Origin::start("a").await;
+    let mut balancer = Balancer::start(Config::of([&a]).section("[log]\nlevel = \"debug\"")).await;
+    let before = balancer.limit_open_files(3);
+    let mut client = balancer.connect().await;
+    client.send(REQUEST).await;
+    let again = "another connection could not be accepted: Too many open files";
+    eventually("accepting fails again", async || balancer.log().matches(again).count() >= 3).await;
+    balancer.limit_open_files(before);
+    assert_eq!(client.reply().await.status, 200);
+    let log = balancer.log();
+    assert_eq!(log.matches("WARN a connection could not be accepted").count(), 1, "{log}");
+    balancer.logs(&["failure=\"process-files\"", "raise the limit on open files"]).await;
+}

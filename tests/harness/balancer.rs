@@ -157,6 +157,17 @@ impl Balancer {
         self.file("evenkeel.state.json")
     }
 
+    /// Sets how many files the running process may have open. Returns the limit before.
+    pub fn limit_open_files(&mut self, files: u64) -> u64 {
+        let id = self.process().id();
+        let limits = std::fs::read_to_string(format!("/proc/{id}/limits")).expect("the limits");
+        let line = limits.lines().find(|line| line.starts_with("Max open files")).expect("a limit on files");
+        let before = line.split_whitespace().nth(3).and_then(|files| files.parse().ok()).expect("a soft limit");
+        let limit = Command::new("prlimit").args(["--pid", &id.to_string(), &format!("--nofile={files}:")]).status();
+        assert!(limit.expect("prlimit, of util-linux").success());
+        before
+    }
+
     /// What the process logged since the first start.
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.file("stderr.log")).unwrap_or_default()

@@ -33,8 +33,6 @@ use crate::http::{self, Engine, ThreadState, h2, idle};
 use crate::shutdown::Shutdown;
 use crate::tls::server::ServerTls;
 
-/// Pause after a failure to accept for lack of files or memory: connections wait in the backlog meanwhile.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// How many clients are accepted before others have their turn.
 const MAX_ACCEPTED_AT_ONCE: u32 = 16;
 /// How often a thread that stops looks whether its last exchange has ended.
@@ -219,10 +217,7 @@ async fn accept(accepting: Accepting, turn: Option<Turn>, shutdown: Shutdown, al
                     None => spawn(&listener, stream, peer, permits, &alive),
                 }
             }
-            Err(e) => {
-                tracing::warn!("a connection could not be accepted: {e}");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-            }
+            Err(e) => tokio::time::sleep(listener.engine.accept_failed(&e)).await,
         }
     }
     // Closing the socket would reset what waits to be accepted. The kernel is asked: the runtime says that nobody waits

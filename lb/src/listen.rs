@@ -20,7 +20,7 @@ use tokio::sync::watch;
 use self::handshake::HandshakeStats;
 use self::proxy::ProxyHeaderPolicy;
 use self::sockets::{Bound, Listening, RightsChange, SocketFile, Sockets, cannot_listen};
-use self::thread::{Accepting, Listener, Turns};
+use self::thread::{Accepting, Listener, SharedSocket};
 use crate::config::advice::same_sockets;
 use crate::config::backend::SocketAddress;
 use crate::config::site::ListenerName;
@@ -477,13 +477,13 @@ impl Listeners {
         let Listening { sockets, is_shared, file } = listening;
         let bound = sockets.first().and_then(|socket| socket.address(&address));
         let is_open = Arc::new(());
-        let turns = if is_shared && sockets.len() > 1 { Turns::of(sockets.len()) } else { Vec::new() };
-        let mut turns = turns.into_iter();
+        let shared = if is_shared && sockets.len() > 1 { SharedSocket::of(sockets.len()) } else { Vec::new() };
+        let mut shared = shared.into_iter();
         let given = sockets.into_iter().zip(self.threads.iter().zip(&listeners)).map(|(socket, (thread, listener))| {
             let (given, listener) = watch::channel(Arc::clone(listener));
             let is_open = Arc::clone(&is_open);
             // Fails only when the process stops, which closes the socket.
-            let _ = thread.send(Accepting { socket, listener, is_open, turns: turns.next() });
+            let _ = thread.send(Accepting { socket, listener, is_open, shared: shared.next() });
             given
         });
         let given = given.collect();

@@ -1,10 +1,8 @@
-//! A thread that carries traffic: it accepts on the sockets that it is given, until they are closed or the process
-//! stops, and serves what it has accepted.
+//! A traffic thread: it accepts connections on its sockets until they are closed or the process stops, and serves them.
 //!
-//! Accepting and handshakes do not wait in the queue of the tasks that serve clients, where they would come after
-//! thousands of others each time. They are tasks of the thread's own future, which runs whenever the thread looks which
-//! sockets are ready. How much is done there at once is bounded, so that clients that are being served wait no longer
-//! than new ones.
+//! Accepting and handshakes do not wait in the run queue, behind thousands of tasks that serve clients. They are local
+//! tasks of the thread's main future, which runs whenever the thread polls its sockets. The work done there at once is
+//! bounded, so that clients that are served do not wait longer than new ones.
 
 use std::io::{self, ErrorKind};
 use std::net::{SocketAddr, TcpStream as BlockingTcpStream};
@@ -33,39 +31,39 @@ use crate::http::{self, Engine, ThreadState, h2, idle};
 use crate::shutdown::Shutdown;
 use crate::tls::server::ServerTls;
 
-/// How many clients are accepted before others have their turn.
+/// How many clients are accepted before other tasks may run.
 const MAX_ACCEPTED_AT_ONCE: u32 = 16;
-/// How often a thread that stops looks whether its last exchange has ended.
+/// How often a stopping thread checks whether its last exchange has ended.
 const STOP_CHECK_INTERVAL: Duration = Duration::from_millis(5);
-/// How long a stop waits, beyond the last exchange, for connections that carry none: a TLS handshake, half a head, what
-/// a refused client still sends. Nobody can say whether they would ever end.
+/// How long a stop waits, after the last exchange, for connections without an exchange: a TLS handshake, half a head,
+/// the rest of a refused request. They might never end.
 const SILENT_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// A socket that a thread has to accept on.
+/// A socket on which a thread accepts.
 pub(super) struct Accepting {
     pub socket: Socket,
-    /// Who serves the next connection. The sender is dropped when the socket is to be closed.
+    /// The listener that serves the next connection. The sender is dropped to close the socket.
     pub listener: watch::Receiver<Arc<Listener>>,
     /// Dropped once the socket is closed.
     pub is_open: Arc<()>,
-    /// All threads accept on the same socket.
-    pub turns: Option<Turns>,
+    /// Set if all threads accept on the same socket.
+    pub shared: Option<SharedSocket>,
 }
 
-/// Gives each thread as many of a shared socket's clients as any other. Otherwise those who are awake first would get
-/// most, and clients that stay, such as those of a proxy with keep-alive, would be theirs for good.
-pub(super) struct Turns {
-    turn: Turn,
-    /// What the others give this one.
-    given: UnboundedReceiver<Accepted>,
+/// One thread's part in a shared socket, whose clients go to all threads in turn. Otherwise the thread that wakes up
+/// first would get most clients, and would keep those that stay connected, such as proxies with keep-alive.
+pub(super) struct SharedSocket {
+    distributor: Distributor,
+    /// Clients that other threads have accepted for this one.
+    incoming: UnboundedReceiver<Accepted>,
 }
 
-/// Whose turn it is to get a client of a shared socket.
-struct Turn {
+/// Distributes the clients of a shared socket over the threads, round robin.
+struct Distributor {
     next: Arc<AtomicUsize>,
-    /// To each thread.
+    /// One for each thread.
     threads: Arc<[UnboundedSender<Accepted>]>,
-    /// Which of them is this one.
+    /// The index of this thread.
     own: usize,
 }
 
@@ -76,30 +74,30 @@ pub(super) struct Accepted {
     permits: ClientPermits,
 }
 
-/// A connection that no runtime knows.
+/// A connection that is registered with no runtime.
 enum Detached {
     Tcp(BlockingTcpStream),
     Unix(BlockingUnixStream),
 }
 
-/// A socket that listens, as the runtime knows it.
+/// A listening socket that is registered with the runtime.
 enum AsyncListener {
     Tcp(TcpListener),
     Unix(UnixListener),
 }
 
-/// What serves the connections of one listener on one thread.
+/// Serves the connections of one listener on one thread.
 #[derive(Clone)]
 pub(super) struct Listener {
-    /// As it is for the next connection; `None`: plain.
+    /// For the next connection; `None`: plain.
     pub tls: Arc<ArcSwapOption<ServerTls>>,
-    /// Of whom a header of the PROXY protocol is demanded.
+    /// Which peers must send a PROXY header.
     pub proxies: Arc<ProxyHeaderPolicy>,
     pub stats: Arc<HandshakeStats>,
     pub engine: Arc<Engine>,
 }
 
-/// One thread's life. False: exchanges were cut off at the deadline.
+/// Runs the thread until the process stops. Returns false if exchanges were cut off at the deadline.
 pub(super) fn run(
     mut sockets: UnboundedReceiver<Accepting>,
     state: &ThreadState,
@@ -129,12 +127,12 @@ pub(super) fn run(
                 Some(_) = accepting.join_next() => {}
             }
         }
-        // Clients may wait there already.
+        // Clients may wait in the backlogs of sockets that have just arrived.
         sockets.close();
         while let Some(socket) = sockets.recv().await {
             begin(&mut accepting, socket, shutdown, &alive);
         }
-        // They end by themselves: they have seen the same signal.
+        // The tasks have seen the same signal and end by themselves.
         while accepting.join_next().await.is_some() {}
         state.begin();
         let has_finished = finish(state, &alive, shutdown).await;
@@ -145,15 +143,15 @@ pub(super) fn run(
 }
 
 fn begin(tasks: &mut JoinSet<()>, mut accepting: Accepting, shutdown: &Shutdown, alive: &Arc<AtomicUsize>) {
-    let turns = accepting.turns.take().map(|Turns { turn, given }| {
-        tasks.spawn_local(serve_given(given, accepting.listener.clone(), shutdown.clone(), Arc::clone(alive)));
-        turn
+    let distributor = accepting.shared.take().map(|SharedSocket { distributor, incoming }| {
+        tasks.spawn_local(serve_incoming(incoming, accepting.listener.clone(), shutdown.clone(), Arc::clone(alive)));
+        distributor
     });
-    tasks.spawn_local(accept(accepting, turns, shutdown.clone(), Arc::clone(alive)));
+    tasks.spawn_local(accept(accepting, distributor, shutdown.clone(), Arc::clone(alive)));
 }
 
-/// Waits until every connection has ended, or none carries an exchange any more and those that are left were given
-/// [`SILENT_TIMEOUT`]. False: exchanges were in flight at the deadline, which may come nearer meanwhile.
+/// Waits until all connections have ended, or for [`SILENT_TIMEOUT`] after the last exchange. Returns false if
+/// exchanges were in flight at the deadline, which may be moved forward meanwhile.
 async fn finish(state: &ThreadState, alive: &AtomicUsize, shutdown: &Shutdown) -> bool {
     let mut silent_since = None;
     while alive.load(Ordering::Acquire) > 0 {
@@ -171,15 +169,15 @@ async fn finish(state: &ThreadState, alive: &AtomicUsize, shutdown: &Shutdown) -
     true
 }
 
-/// Accepts until the socket is to be closed or the process stops, and then what had been connected by then.
-async fn accept(accepting: Accepting, turn: Option<Turn>, shutdown: Shutdown, alive: Arc<AtomicUsize>) {
-    let Accepting { socket, listener: mut given, is_open, .. } = accepting;
+/// Accepts until the socket is to be closed or the process stops, and finally the clients that are in its backlog then.
+async fn accept(accepting: Accepting, distributor: Option<Distributor>, shutdown: Shutdown, alive: Arc<AtomicUsize>) {
+    let Accepting { socket, listener: mut listeners, is_open, .. } = accepting;
     let socket = match AsyncListener::new(socket) {
         Ok(socket) => socket,
         Err(e) => return tracing::error!("a listening socket cannot be used: {e}"),
     };
     let mut stopping = std::pin::pin!(shutdown.stopping());
-    let mut listener = Arc::clone(&given.borrow_and_update());
+    let mut listener = Arc::clone(&listeners.borrow_and_update());
     let mut count = 0_u32;
     loop {
         count = count.wrapping_add(1);
@@ -189,11 +187,11 @@ async fn accept(accepting: Accepting, turn: Option<Turn>, shutdown: Shutdown, al
         let accepted = tokio::select! {
             biased;
             _ = &mut stopping => break,
-            given_anew = given.changed() => {
-                if given_anew.is_err() {
+            changed = listeners.changed() => {
+                if changed.is_err() {
                     break;
                 }
-                listener = Arc::clone(&given.borrow_and_update());
+                listener = Arc::clone(&listeners.borrow_and_update());
                 continue;
             }
             accepted = socket.accept() => accepted,
@@ -206,22 +204,22 @@ async fn accept(accepting: Accepting, turn: Option<Turn>, shutdown: Shutdown, al
                         spawn(&listener, stream, peer, listener.permits_over_limit(), &alive);
                         break;
                     }
-                    _ = given.changed() => {
-                        listener = Arc::clone(&given.borrow());
+                    _ = listeners.changed() => {
+                        listener = Arc::clone(&listeners.borrow());
                         listener.permits_over_limit()
                     }
                     permits = listener.permits() => permits,
                 };
-                match &turn {
-                    Some(turn) => turn.give(&listener, stream, peer, permits, &alive),
+                match &distributor {
+                    Some(distributor) => distributor.dispatch(&listener, stream, peer, permits, &alive),
                     None => spawn(&listener, stream, peer, permits, &alive),
                 }
             }
             Err(e) => tokio::time::sleep(listener.engine.accept_failed(&e)).await,
         }
     }
-    // Closing the socket would reset what waits to be accepted. The kernel is asked: the runtime says that nobody waits
-    // also when it has not heard of those who do, or finds that a task has done enough for now.
+    // Closing the socket would reset clients in its backlog. Only the kernel knows whether there are any: the runtime
+    // may not have been notified yet, or may make a task wait that has used up its budget.
     match socket.into_std() {
         Ok(socket) => loop {
             let (stream, peer) = match socket.accept() {
@@ -236,49 +234,49 @@ async fn accept(accepting: Accepting, turn: Option<Turn>, shutdown: Shutdown, al
     drop(is_open);
 }
 
-/// Serves those that other threads have accepted for this one, until the socket is to be closed or the process stops.
-async fn serve_given(
-    mut accepted: UnboundedReceiver<Accepted>,
-    mut given: watch::Receiver<Arc<Listener>>,
+/// Serves clients that other threads have accepted for this one, until the socket is to be closed or the process stops.
+async fn serve_incoming(
+    mut incoming: UnboundedReceiver<Accepted>,
+    mut listeners: watch::Receiver<Arc<Listener>>,
     shutdown: Shutdown,
     alive: Arc<AtomicUsize>,
 ) {
     let mut stopping = std::pin::pin!(shutdown.stopping());
-    let serve = |accepted: Accepted, given: &watch::Receiver<Arc<Listener>>| {
-        let listener = Arc::clone(&given.borrow());
+    let serve = |accepted: Accepted, listeners: &watch::Receiver<Arc<Listener>>| {
+        let listener = Arc::clone(&listeners.borrow());
         accepted.serve(&listener, &alive);
     };
     loop {
         tokio::select! {
             biased;
             _ = &mut stopping => break,
-            changed = given.changed() => if changed.is_err() { break },
-            next = accepted.recv() => match next {
-                Some(client) => serve(client, &given),
+            changed = listeners.changed() => if changed.is_err() { break },
+            next = incoming.recv() => match next {
+                Some(client) => serve(client, &listeners),
                 None => return,
             },
         }
     }
-    accepted.close();
-    while let Some(client) = accepted.recv().await {
-        serve(client, &given);
+    incoming.close();
+    while let Some(client) = incoming.recv().await {
+        serve(client, &listeners);
     }
 }
 
-impl Turns {
-    /// For each of so many threads.
+impl SharedSocket {
+    /// The parts of all `threads`.
     pub(super) fn of(threads: usize) -> Vec<Self> {
         let (senders, receivers): (Vec<_>, Vec<_>) = (0..threads).map(|_| unbounded_channel()).unzip();
         let (next, threads) = (Arc::new(AtomicUsize::new(0)), Arc::from(senders));
-        let turns = receivers.into_iter().enumerate();
-        let turn = |own| Turn { next: Arc::clone(&next), threads: Arc::clone(&threads), own };
-        turns.map(|(own, given)| Self { turn: turn(own), given }).collect()
+        let distributor = |own| Distributor { next: Arc::clone(&next), threads: Arc::clone(&threads), own };
+        let parts = receivers.into_iter().enumerate();
+        parts.map(|(own, incoming)| Self { distributor: distributor(own), incoming }).collect()
     }
 }
 
-impl Turn {
-    /// Has the thread serve the client whose turn it is; this one if that one has stopped.
-    fn give(
+impl Distributor {
+    /// Passes a client to the next thread. If that one has stopped, this thread serves it.
+    fn dispatch(
         &self,
         listener: &Arc<Listener>,
         stream: Io,
@@ -286,13 +284,13 @@ impl Turn {
         permits: ClientPermits,
         alive: &Arc<AtomicUsize>,
     ) {
-        let turn = self.next.fetch_add(1, Ordering::Relaxed) % self.threads.len();
-        if turn == self.own {
+        let next = self.next.fetch_add(1, Ordering::Relaxed) % self.threads.len();
+        if next == self.own {
             return spawn(listener, stream, peer, permits, alive);
         }
         match Detached::new(stream) {
             Ok(stream) => {
-                if let Err(back) = self.threads[turn].send(Accepted { stream, peer, permits }) {
+                if let Err(back) = self.threads[next].send(Accepted { stream, peer, permits }) {
                     back.0.serve(listener, alive);
                 }
             }
@@ -384,7 +382,7 @@ fn spawn(listener: &Arc<Listener>, stream: Io, peer: PeerAddress, permits: Clien
     });
 }
 
-/// A client that may send requests.
+/// A client that may send requests now.
 struct Connected {
     io: Io,
     peer: Peer,
@@ -395,14 +393,14 @@ impl Connected {
     async fn serve(self, engine: Arc<Engine>) {
         let Self { io, peer, is_http2 } = self;
         match is_http2 {
-            // Large, and rare beside idle connections of HTTP/1.1.
+            // A large future, and rarer than idle connections of HTTP/1.1.
             true => Box::pin(h2::serve(engine, io, Vec::new(), peer)).await,
             false => http::serve(engine, ClientStream::Io(io), peer).await,
         }
     }
 }
 
-/// What a client that is accepted takes up.
+/// The permits that an accepted client holds.
 struct ClientPermits {
     client: ConnectionPermit,
     /// Until its handshake is over.
@@ -430,8 +428,8 @@ impl Listener {
         self.tls.load().is_some()
     }
 
-    /// Places for a client, as soon as there are some. The handshake's comes first: who waits for one takes no place
-    /// from clients without TLS.
+    /// Waits for the permits of a client. The handshake's comes first, so that a client that waits for it takes no
+    /// permit from clients without TLS.
     async fn permits(&self) -> ClientPermits {
         let handshake = if self.has_tls() { Some(self.engine.admit_handshake().await) } else { None };
         ClientPermits { handshake, client: self.engine.admit().await }
@@ -442,7 +440,7 @@ impl Listener {
         ClientPermits { handshake, client: self.engine.admit_over_limit() }
     }
 
-    /// Has the client say what goes before its requests. `None`: it did not.
+    /// Reads what precedes the client's requests: PROXY header and TLS handshake. `None` if one of them failed.
     async fn connected(
         &self,
         mut io: Io,

@@ -349,8 +349,8 @@ impl Engine {
     }
 
     /// Whether no further request is served. Ask this after loading the snapshot: [`revoke`](Self::revoke) is called
-    /// before the new snapshot is stored, and storing releases what loading acquires, so whoever has the new snapshot
-    /// sees the revocation. If asked before, the new snapshot could be stored in between.
+    /// before the new snapshot is stored, and storing releases what loading acquires, so a thread that has loaded the
+    /// new snapshot sees the revocation. If asked before, the new snapshot could be stored in between.
     fn is_revoked(&self) -> bool {
         self.is_revoked.load(Ordering::Acquire)
     }

@@ -665,7 +665,7 @@ mod tests {
             assert!(matches!(pool.choose(&key, None, &[], false), Pick::Queue(_)), "another one was there before");
             assert!(waiting.as_mut().poll(&mut cx).is_ready());
             leases.push(chosen(pool.choose(&key, None, &[], true)).expect("it was called"));
-            // A higher limit is room for those who wait.
+            // A higher limit wakes those that wait.
             let mut waiting = Box::pin(full.queue.wait(full.queue.freed()));
             assert!(waiting.as_mut().poll(&mut cx).is_pending());
             change(&pool, &two(3));
@@ -747,7 +747,7 @@ mod tests {
         assert!(!Arc::ptr_eq(&after.plan.transport, &transport) && after.lease.is_current());
     }
 
-    // Whoever had been let in without a limit was no part of it, and gave no place free.
+    // Exchanges that began without a limit were not counted, and their end woke nobody.
     #[test]
     fn a_new_or_lower_max_connections_counts_exchanges_in_flight() {
         let limited = |max| {

@@ -1,6 +1,5 @@
-//! Which module may use which. The table is the map of the house: whoever wants another edge changes it here, where a
-//! reviewer sees it. Paths are read from the sources: `use`, `super::` and paths within code alike; what only tests use
-//! is left out.
+//! Which module may use which. A new edge has to be added to the table here, so that a reviewer sees it. All paths in
+//! the sources count: `use`, `super::` and paths within code. What only tests use does not.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};

@@ -70,7 +70,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> WebSocket<S> {
         within("the peer's close", rest).await;
     }
 
-    /// The end of the tunnel, whoever brings it about.
+    /// Waits for the end of the tunnel.
     pub async fn ended(&mut self) {
         let rest = async { while let Some(Ok(_)) = self.stream.next().await {} };
         within("the end of the tunnel", rest).await;

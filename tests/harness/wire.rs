@@ -271,7 +271,7 @@ impl Wire {
         self.rest().await.0.is_empty()
     }
 
-    /// Reads up to so many bytes and throws them away; how many.
+    /// Reads and discards up to `most` bytes. Returns how many.
     pub async fn sip(&mut self, most: usize) -> usize {
         // A peer that has closed has nothing to sip.
         within("a sip", self.stream.read(&mut vec![0; most])).await.unwrap_or(0)

@@ -22,7 +22,7 @@ pub enum PeerAddress {
 /// The remote end of a connection. The address is also kept as text, because every request needs it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Peer {
-    /// `None`: it has come by a Unix socket.
+    /// `None` for a Unix socket.
     pub address: Option<IpAddr>,
     /// 0 if there is none.
     pub port: u16,

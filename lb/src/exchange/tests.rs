@@ -147,7 +147,7 @@ fn a_stale_connection_keeps_the_queued_turn() {
     assert!(matches!(&step, Step::Open(again) if Arc::ptr_eq(again, &info)), "{step:?}");
     assert_eq!((first.in_flight(), first.outcome().attempts), (1, 2));
     assert!(waiting.as_mut().poll(&mut cx).is_pending(), "nobody else has the turn");
-    // Once the operator wants something else it is chosen anew, before those who wait.
+    // After a change of the plan a backend is chosen anew, before the exchanges that wait.
     let mut config = snapshot.config.clone();
     config.pools[0].settings.retries += 1;
     let secret = Secret::new("secret").expect("not empty");

@@ -3,7 +3,7 @@
 use super::chunked::{self, BadChunk};
 use crate::message::framing::Framing;
 
-/// What one call made of its input.
+/// The result of one call: how it divides its input.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Progress {
     /// Where content begins in the input.

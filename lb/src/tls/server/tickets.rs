@@ -5,8 +5,9 @@
 //! A random key is dropped after these hours, so that nobody can decrypt its tickets later. A derived key (HKDF, RFC
 //! 5869) comes from a secret, the hour, and what is required of clients, so that holders of the same secret have the
 //! same keys without exchanging any. New tickets are encrypted with the first secret's key of this hour. Keys of all
-//! secrets are accepted for the last twelve hours, and for the next one, since clocks differ. Whoever learns a secret
-//! can decrypt all tickets ever made with it, and with TLS 1.2 the sessions, too: replace the file from time to time.
+//! secrets are accepted for the last twelve hours, and for the next one, since clocks differ. Somebody who learns a
+//! secret can decrypt all tickets ever made with it, and with TLS 1.2 the sessions, too: replace the file from time to
+//! time.
 
 use std::fmt;
 use std::sync::Arc;

@@ -1046,7 +1046,7 @@ fn a_redirect_by_a_table_is_checked_case_by_case() {
     );
 }
 
-/// What an operator who comes from nginx writes is refused with what there is instead.
+/// Settings in nginx's form are refused with the equivalent key.
 #[test]
 fn nginx_idioms_are_answered_with_the_equivalent_key() {
     for (text, fix) in [

@@ -59,6 +59,9 @@ test-pingora: tools-demo
 ## Format and lints
 check: tools-demo
 	cargo fmt --all --check
+	# rustfmt leaves comments as they are.
+	@LC_ALL=C.UTF-8 grep -rnE --include='*.rs' --exclude-dir=target '^.{121,}$$' lb app tests | grep -E '^[^:]+:[0-9]+: *//' \
+		&& echo 'warning: wrap these comments at 120 columns' || true
 	# With the feature pingora-proxy, which the example asks for.
 	cargo clippy --workspace --all-targets -- --deny warnings
 	RUSTDOCFLAGS='--deny warnings' cargo doc --workspace --lib --no-deps --document-private-items --quiet

@@ -9,7 +9,8 @@ use tempfile::TempDir;
 
 use super::template::with_examples;
 use super::*;
-use crate::config::AccessLogFile;
+use crate::config::backend::AdminState;
+use crate::config::{AccessLogFile, ProbeKind};
 
 mod defaults;
 mod examples;

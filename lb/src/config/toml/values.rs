@@ -9,10 +9,11 @@ use rustls::pki_types::ServerName;
 use toml::de::DeValue;
 
 use super::reader::did_you_mean;
-use super::{Algorithm, HostPattern, PathPrefix, PoolName, StatusRanges};
+use crate::config::algorithm::Algorithm;
 use crate::config::backend::{BackendAddress, MAX_UNIX_PATH_BYTES, SocketAddress, UNIX, Weight};
+use crate::config::route::{HostPattern, PathPrefix};
 use crate::config::site::{ListenerName, Share};
-use crate::config::{AccessLogFile, RequestIdField, UserAndGroup};
+use crate::config::{AccessLogFile, PoolName, RequestIdField, StatusRanges, UserAndGroup};
 use crate::message::ascii::is_token;
 use crate::value::condition::MethodSet;
 use crate::value::pattern::{Case, Pattern};

@@ -1087,8 +1087,8 @@ async fn streams_that_wait_for_the_turns_of_others_are_not_slow() {
     came.await.expect("all content");
 }
 
-// The system calls a socket writable once a third of what it buffers has gone: until then nothing was written, and the client
-// was taken for one that does not read.
+// The system calls a socket writable once a third of what it buffers has gone: until then nothing was written, and the
+// client was taken for one that does not read.
 #[tokio::test]
 async fn a_client_that_reads_slowly_and_steadily_is_served_however_much_is_buffered() {
     if !is_acknowledgement_told() {
@@ -1295,8 +1295,8 @@ async fn a_client_that_reads_slowly_and_without_pause_has_all_responses() {
     answers_by_size(&a);
     let settings = format!("{}\nkeepalive_timeout = \"200ms\"\nsend_timeout = \"1500ms\"", tls());
     let balancer = Balancer::start(Config::of([&a]).listener(&settings)).await;
-    // What fits into the buffer of a stream, and what does not. It is read so fast that a third of a full send buffer takes
-    // less than the limit: the system reports no less as progress.
+    // What fits into the buffer of a stream, and what does not. It is read so fast that a third of a full send buffer
+    // takes less than the limit: the system reports no less as progress.
     let buffered = read_in_sips(&balancer, 50, 60_000);
     let streaming = read_in_sips(&balancer, 100, 80_000);
     tokio::join!(buffered, streaming);

@@ -112,8 +112,8 @@ async fn a_client_that_reads_in_sips_is_disconnected() {
     }
 }
 
-// The system calls a socket writable once a third of what it buffers has gone: until then nothing was written, and the client
-// was taken for one that does not read.
+// The system calls a socket writable once a third of what it buffers has gone: until then nothing was written, and the
+// client was taken for one that does not read.
 #[tokio::test]
 async fn a_client_that_reads_slowly_and_steadily_is_served_however_much_is_buffered() {
     const SIZE: usize = 40_000_000;

@@ -124,7 +124,8 @@ async fn silent_tls_clients_do_not_delay_plain_ones() {
     assert_eq!(client.get("/").await.status, 200);
 }
 
-/// Waits until a metric has this value, and asserts that it is not more: a client may know its handshake's result first.
+/// Waits until a metric has this value, and asserts that it is not more: a client may know its handshake's result
+/// first.
 async fn is_counted(balancer: &Balancer, metric: &str, label: (&str, &str), expected: u32) {
     let mut counted = 0.0;
     eventually(&format!("{expected} of {metric} {label:?}"), async || {

@@ -67,8 +67,8 @@ pub struct Outcome {
 }
 
 impl Balancer {
-    /// Starts a balancer and waits until it is ready. A busy machine may delay a first quick probe, which decides alone:
-    /// with such probes, waits until no backend is unhealthy.
+    /// Starts a balancer and waits until it is ready. A busy machine may delay a first quick probe, which decides
+    /// alone: with such probes, waits until no backend is unhealthy.
     pub async fn start(config: Config) -> Self {
         let mut balancer = Self::prepare(&config);
         balancer.launch();

@@ -34,8 +34,8 @@ pub async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
     }
 }
 
-/// Whether the kernel tells how much a peer has acknowledged in the form that Evenkeel asks for (Linux 6.2). If not, a test
-/// that needs it says so.
+/// Whether the kernel tells how much a peer has acknowledged in the form that Evenkeel asks for (Linux 6.2). If not, a
+/// test that needs it says so.
 pub fn is_acknowledgement_told() -> bool {
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let mut numbers = release.split(['.', '-']).map_while(|number| number.trim().parse::<u32>().ok());

@@ -27,8 +27,8 @@ enum AcceptFailure {
 
 impl Control {
     /// Returns the pause before the next attempt to accept. The first failure of a kind is logged. Further ones, on any
-    /// socket of the process, are counted, and [`Self::catch_up`] logs their number every ten seconds. nginx and HAProxy
-    /// log each of them.
+    /// socket of the process, are counted, and [`Self::catch_up`] logs their number every ten seconds. nginx and
+    /// HAProxy log each of them.
     pub(crate) fn accept_failed(&self, error: &io::Error, now: Instant) -> Duration {
         let failure = AcceptFailure::of(error);
         if self.accept_failures.note(failure.word(), now) {

@@ -1,6 +1,6 @@
-//! HTTP/2 from clients (RFC 9113), by a codec of our own. The engine serves each stream like an HTTP/1.1 connection with one
-//! request ([`stream::Http2Stream`]), so that routes, limits, retries and logs are the same. This file moves the bytes of a
-//! connection and enforces its time limits.
+//! HTTP/2 from clients (RFC 9113), by a codec of our own. The engine serves each stream like an HTTP/1.1 connection
+//! with one request ([`stream::Http2Stream`]), so that routes, limits, retries and logs are the same. This file moves
+//! the bytes of a connection and enforces its time limits.
 //!
 //! - [`connection`]: the state of a connection and its streams, without a socket.
 //! - [`frame`]: reads and writes frames. [`hpack`] and [`huffman`]: blocks of fields.
@@ -41,8 +41,9 @@ use stream::{Http2Stream, Link};
 
 /// How many bytes are read at once.
 const READ_BYTES: usize = 32 * 1024;
-/// Limits on what one poll of a connection does before other tasks run: reads, frames, which may be tiny, and requests that it
-/// begins to serve. Tasks run in the order in which they were woken, so a new client waits for all that are before it.
+/// Limits on what one poll of a connection does before other tasks run: reads, frames, which may be tiny, and requests
+/// that it begins to serve. Tasks run in the order in which they were woken, so a new client waits for all that are
+/// before it.
 const MAX_READS_AT_ONCE: usize = 8;
 const MAX_FRAMES_AT_ONCE: usize = 256;
 const MAX_SERVED_AT_ONCE: usize = 16;
@@ -50,8 +51,8 @@ const MAX_SERVED_AT_ONCE: usize = 16;
 /// How often within `send_timeout` it is looked whether a client has taken any of what the system holds for it.
 const LOOKS: u32 = 8;
 
-/// A client is forgiven one lost stream each time this has passed: a proxy may cancel many requests of its own clients to a slow
-/// backend in the course of hours.
+/// A client is forgiven one lost stream each time this has passed: a proxy may cancel many requests of its own clients
+/// to a slow backend in the course of hours.
 const LOSS_FORGIVEN_IN: Duration = Duration::from_millis(100);
 
 /// How long a connection that ends may take to write what is left, its GOAWAY included.
@@ -159,8 +160,8 @@ struct Driver<'a> {
     link: &'a Arc<Link>,
     peer: Arc<Peer>,
     io: Io,
-    /// Bytes that were read and not taken: a part of a frame, or frames that cannot be taken now. A buffer is kept only while there
-    /// are some.
+    /// Bytes that were read and not taken: a part of a frame, or frames that cannot be taken now. A buffer is kept only
+    /// while there are some.
     incoming: Vec<u8>,
     /// The frame or block that has come in part, and since when.
     unfinished: Option<(Unfinished, Instant)>,
@@ -176,8 +177,8 @@ struct Driver<'a> {
     forgiven_at: Instant,
     /// The socket takes no more of the responses that are to be written.
     blocked: Option<Blocked>,
-    /// The rate at which the client takes what is left of its responses, in [`Phase::Sending`] and [`Phase::Flushing`]; since when
-    /// it counts its waits, and behind how many written bytes.
+    /// The rate at which the client takes what is left of its responses, in [`Phase::Sending`] and [`Phase::Flushing`];
+    /// since when it counts its waits, and behind how many written bytes.
     pace: Pace,
     pace_since: Instant,
     written_before: u64,
@@ -407,7 +408,8 @@ impl<'a> Driver<'a> {
                 cx.waker().wake_by_ref();
             }
         }
-        // Where only the listener is closed, the client has time to read the GOAWAY: a request that crosses it is served.
+        // Where only the listener is closed, the client has time to read the GOAWAY: a request that crosses it is
+        // served.
         let connection = self.link.lock();
         if connection.is_over() && connection.unsent().is_empty() { Err(Over::Told) } else { Ok(()) }
     }
@@ -423,9 +425,10 @@ impl<'a> Driver<'a> {
         is_shed
     }
 
-    /// Waits, but no longer than it may. While it has only to send what is left of its responses, the client has to take
-    /// some of it within `send_timeout`, at `min_rate`. Whatever is being served, a head that has begun has to end within
-    /// `header_timeout`, and so has every other frame; one of content within `body_timeout`, where that is longer.
+    /// Waits, but no longer than it may. While it has only to send what is left of its responses, the client has to
+    /// take some of it within `send_timeout`, at `min_rate`. Whatever is being served, a head that has begun has to end
+    /// within `header_timeout`, and so has every other frame; one of content within `body_timeout`, where that is
+    /// longer.
     fn wait(&mut self, cx: &mut Context<'_>, timer: &mut Timer) -> Result<(), Over> {
         let listener = self.engine.listener();
         let of_frame = self.unfinished.map(|(unfinished, since)| match unfinished.is_content {
@@ -474,8 +477,8 @@ impl<'a> Driver<'a> {
         (now, self.pace.patience(send_timeout.saturating_sub(stalled)))
     }
 
-    /// Looks whether the client has taken some of what the system holds, which may be more than it takes in `send_timeout`: the
-    /// system calls the socket writable only once a third of that has gone.
+    /// Looks whether the client has taken some of what the system holds, which may be more than it takes in
+    /// `send_timeout`: the system calls the socket writable only once a third of that has gone.
     fn look(&mut self) -> bool {
         let Some(blocked) = &mut self.blocked else { return false };
         let (now, acknowledged) = (clock::now(), self.io.socket().map_or(0, acknowledged));

@@ -1,9 +1,9 @@
-//! Minimum rates. A client that moves a byte now and then stays within every limit on a single wait, so the time that it
-//! keeps us waiting is also compared with the bytes that it moves (CWE-400; like `minBytesPerSecond` of IIS and `MinRate`
-//! of Apache).
+//! Minimum rates. A client that moves a byte now and then stays within every limit on a single wait, so the time that
+//! it keeps us waiting is also compared with the bytes that it moves (CWE-400; like `minBytesPerSecond` of IIS and
+//! `MinRate` of Apache).
 //!
-//! Each byte earns some time to wait, but no more than a single wait may take is ever left of that: a client that was fast
-//! once has no hours in which it may be slow.
+//! Each byte earns some time to wait, but no more than a single wait may take is ever left of that: a client that was
+//! fast once has no hours in which it may be slow.
 
 use std::num::NonZero;
 use std::sync::Arc;
@@ -20,18 +20,19 @@ pub(super) struct Pace {
     least: Option<NonZero<u32>>,
     /// The limit on `left` and `left_alone`, in nanoseconds, and on what may be missing there.
     most: i64,
-    /// How much longer the client may keep us waiting, in nanoseconds, apart from what `moved` earns. Below zero it has taken too
-    /// long.
+    /// How much longer the client may keep us waiting, in nanoseconds, apart from what `moved` earns. Below zero it has
+    /// taken too long.
     left: i64,
-    /// The same for waits in which the connection's other exchanges cannot have delayed the client, and for bytes of this
-    /// exchange alone.
+    /// The same for waits in which the connection's other exchanges cannot have delayed the client, and for bytes of
+    /// this exchange alone.
     left_alone: i64,
     /// Bytes that have not been added to the above as time yet.
     moved: u64,
     /// Bytes that were counted before they are moved.
     lent: u64,
     waited: Duration,
-    /// For a connection that carries several exchanges at once: its total, and how much of that has been added to `left`.
+    /// For a connection that carries several exchanges at once: its total, and how much of that has been added to
+    /// `left`.
     connection: Option<(Total, u64)>,
 }
 
@@ -66,8 +67,8 @@ impl Total {
         self.took(now);
     }
 
-    /// The client has acknowledged `bytes` since the socket last accepted any. They make room for as many later ones, which
-    /// are not counted again.
+    /// The client has acknowledged `bytes` since the socket last accepted any. They make room for as many later ones,
+    /// which are not counted again.
     pub fn acknowledged(&self, bytes: u64, now: Instant) {
         self.0.moved.fetch_add(bytes, Ordering::Relaxed);
         self.0.lent.fetch_add(bytes, Ordering::Relaxed);

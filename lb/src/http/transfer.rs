@@ -177,7 +177,8 @@ pub(super) struct Transfer<'a> {
     disconnect_watcher: Option<DisconnectWatcher>,
     /// The rate at which the client reads its response.
     pace: Pace,
-    /// What the client, and the backend, had acknowledged when that was last asked for; `None` since bytes were last written.
+    /// What the client, and the backend, had acknowledged when that was last asked for; `None` since bytes were last
+    /// written.
     client_acknowledged: Option<u64>,
     backend_acknowledged: Option<u64>,
     /// What the upload waited for in the last turn, and how much time it has left.

@@ -1,5 +1,5 @@
-//! Spare buffers of the thread. A connection takes one while it has bytes to keep, and gives it back when it has none: an idle
-//! connection holds none.
+//! Spare buffers of the thread. A connection takes one while it has bytes to keep, and gives it back when it has none:
+//! an idle connection holds none.
 
 use std::cell::RefCell;
 

@@ -1,10 +1,10 @@
-//! The state of one HTTP/2 connection from a client, without its socket (RFC 9113 §5). Its task puts in the bytes that were read
-//! and takes out the bytes to write. The tasks of its streams take the content of requests and put in responses. No method
-//! blocks: one that returns `Pending` has kept the waker of the task.
+//! The state of one HTTP/2 connection from a client, without its socket (RFC 9113 §5). Its task puts in the bytes that
+//! were read and takes out the bytes to write. The tasks of its streams take the content of requests and put in
+//! responses. No method blocks: one that returns `Pending` has kept the waker of the task.
 //!
 //! What a client can make this hold is bounded: [`MAX_STREAMS`] that are served and as many requests that wait, with a
-//! window of content each, a block of fields, [`MAX_QUEUED_BYTES`] of responses and a frame, [`MAX_CONTROL_BYTES`] of answers
-//! to frames, and HPACK's table.
+//! window of content each, a block of fields, [`MAX_QUEUED_BYTES`] of responses and a frame, [`MAX_CONTROL_BYTES`] of
+//! answers to frames, and HPACK's table.
 
 mod budgets;
 mod content;
@@ -25,8 +25,8 @@ use content::{CONNECTION_WINDOW, EXTRA_WINDOW, IncomingData};
 use ended::EndedStreams;
 use turns::{Part, Turn};
 
-/// Maximum of open streams (SETTINGS_MAX_CONCURRENT_STREAMS), and of tasks that serve streams: a task may outlive its stream. RFC
-/// 9113 §6.5.2 recommends no less.
+/// Maximum of open streams (SETTINGS_MAX_CONCURRENT_STREAMS), and of tasks that serve streams: a task may outlive its
+/// stream. RFC 9113 §6.5.2 recommends no less.
 pub const MAX_STREAMS: usize = 100;
 /// Responses [wait for their turn](turns) while so many bytes are still to be written.
 const MAX_QUEUED_BYTES: usize = 64 * 1024;
@@ -43,11 +43,11 @@ const SHARE_UNITS: u64 = 1 << 16;
 const LEAVING_PING: [u8; 8] = *b"leaving\0";
 
 /// The client has reset the stream, or the connection has ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Gone;
 
 /// What there is of a request's content.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Came {
     /// So many bytes can be taken.
     Some(usize),
@@ -55,15 +55,16 @@ pub enum Came {
 }
 
 /// A frame, or a block of fields, of which only a part has come.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Unfinished {
-    /// The value of [`Connection::arrivals`] when it began, which tells it from others. For DATA when its last piece came.
+    /// The value of [`Connection::arrivals`] when it began, which tells it from others. For DATA when its last piece
+    /// came.
     pub at: u64,
     pub is_content: bool,
 }
 
 /// The flow-control window that a stream with content to send waits for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ShutWindow {
     /// Its own.
     Stream,
@@ -72,7 +73,7 @@ pub enum ShutWindow {
 }
 
 /// What a head begins.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Begins {
     /// Nothing; another head follows.
     Interim,
@@ -103,10 +104,12 @@ pub struct Connection {
     last_id: u32,
     /// Requests without a task yet, oldest first. Each has its stream in `streams`.
     requests: VecDeque<(u32, Request)>,
-    /// How many tasks serve streams: at most [`MAX_STREAMS`]. [`Self::next_request`] adds one, [`Self::leave`] takes one away.
+    /// How many tasks serve streams: at most [`MAX_STREAMS`]. [`Self::next_request`] adds one, [`Self::leave`] takes
+    /// one away.
     tasks: usize,
     ended: EndedStreams,
-    /// Bytes to be written to the socket; the first `out_at` have been. Bytes of responses lie before `response_end` only.
+    /// Bytes to be written to the socket; the first `out_at` have been. Bytes of responses lie before `response_end`
+    /// only.
     out: Vec<u8>,
     out_at: usize,
     response_end: usize,
@@ -125,8 +128,8 @@ pub struct Connection {
     waiting: [VecDeque<u32>; 2],
     /// How many streams have [`Turn::Called`] to send fields, and content.
     called: [usize; 2],
-    /// How much content each stream that has waited for its turn all the time would have sent, if turns were single bytes; in
-    /// units of [`SHARE_UNITS`] to the byte.
+    /// How much content each stream that has waited for its turn all the time would have sent, if turns were single
+    /// bytes; in units of [`SHARE_UNITS`] to the byte.
     share: u64,
     budgets: Budgets,
     /// How many frames have come. Each piece of a DATA frame counts as one.
@@ -144,7 +147,7 @@ pub struct Connection {
 }
 
 /// The graceful shutdown of RFC 9113 §6.8.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Leaving {
     No,
     /// GOAWAY was sent with the largest id: streams that the client opens before it has read that are served.
@@ -153,9 +156,9 @@ enum Leaving {
     Told(u32),
 }
 
-/// How many bytes of [control frames](Connection::control) may still be in `out`. Where each frame lies is not kept: they are
-/// counted in two groups, on either side of a mark `mark` bytes behind `out_at`. Those `before` it have been written when the
-/// mark is reached; then a new one is set at the end of `out`.
+/// How many bytes of [control frames](Connection::control) may still be in `out`. Where each frame lies is not kept:
+/// they are counted in two groups, on either side of a mark `mark` bytes behind `out_at`. Those `before` it have been
+/// written when the mark is reached; then a new one is set at the end of `out`.
 #[derive(Debug, Default)]
 struct ControlBytes {
     before: usize,
@@ -210,13 +213,13 @@ struct Stream {
     /// The client's window.
     send_window: i64,
     reset: Option<Reset>,
-    /// Of the task that serves the stream, while it waits for anything that concerns it. `None`: it has been woken, or waits for
-    /// nothing.
+    /// Of the task that serves the stream, while it waits for anything that concerns it. `None`: it has been woken, or
+    /// waits for nothing.
     waker: Option<Waker>,
     turn: Turn,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Input {
     Open,
     /// Nobody wants it.
@@ -224,7 +227,7 @@ enum Input {
     Ended,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Output {
     Open,
     /// A final response has begun.
@@ -234,7 +237,7 @@ enum Output {
     Ended,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Reset {
     ByClient,
     ByUs,
@@ -344,8 +347,8 @@ impl Connection {
 
     // --- The socket's side.
 
-    /// Takes bytes that the client sent; returns how many. The caller keeps the rest and passes it again when more has come, and if
-    /// [`Self::is_full`] once it is not any more.
+    /// Takes bytes that the client sent; returns how many. The caller keeps the rest and passes it again when more has
+    /// come, and if [`Self::is_full`] once it is not any more.
     pub fn receive(&mut self, bytes: &[u8]) -> usize {
         self.receive_frames(bytes, &mut usize::MAX.clone())
     }
@@ -463,7 +466,8 @@ impl Connection {
         is_leaving && has_ended && !self.has_unsent_response()
     }
 
-    /// Begins a graceful shutdown: asks the client to open no more streams, and serves those that it opens before it reads that.
+    /// Begins a graceful shutdown: asks the client to open no more streams, and serves those that it opens before it
+    /// reads that.
     pub fn ask_to_leave(&mut self) {
         if self.leaving == Leaving::No && !self.is_closed {
             self.leaving = Leaving::Asked;
@@ -498,7 +502,8 @@ impl Connection {
         }
     }
 
-    /// Registers the connection's task, to be woken when there is something to write. To be called at the end of each of its polls.
+    /// Registers the connection's task, to be woken when there is something to write. To be called at the end of each
+    /// of its polls.
     pub fn wait(&mut self, cx: &Context<'_>) {
         self.is_called = false;
         wait(&mut self.task, cx);
@@ -522,8 +527,8 @@ impl Connection {
 
     // --- Frames.
 
-    /// Takes the next frame, or what has come of it if it is DATA. Returns how many bytes that was, and the error that they made.
-    /// `None`: too little has come.
+    /// Takes the next frame, or what has come of it if it is DATA. Returns how many bytes that was, and the error that
+    /// they made. `None`: too little has come.
     fn next_frame(&mut self, bytes: &[u8]) -> Option<(usize, Result<(), Bad>)> {
         let (head, rest) = bytes.split_first_chunk::<HEAD_BYTES>()?;
         let head = Head::read(head);
@@ -879,8 +884,8 @@ impl Connection {
         }
     }
 
-    /// How many bytes a stream would have sent that waits for its turn since this was `since`, which is moved on. Other streams
-    /// may have had their turns before it, so that it has sent none of them.
+    /// How many bytes a stream would have sent that waits for its turn since this was `since`, which is moved on. Other
+    /// streams may have had their turns before it, so that it has sent none of them.
     pub fn share(&self, since: &mut u64) -> u64 {
         let bytes = self.share.wrapping_sub(*since) / SHARE_UNITS;
         *since = since.wrapping_add(bytes * SHARE_UNITS);
@@ -907,8 +912,8 @@ impl Connection {
         self.poll_turn(at, Part::Fields, cx).map(Ok)
     }
 
-    /// Waits until content can be sent; how many bytes, in one frame. The caller has some to send: when this is ready, it sends
-    /// them at once or calls [`Self::stand_back`].
+    /// Waits until content can be sent; how many bytes, in one frame. The caller has some to send: when this is ready,
+    /// it sends them at once or calls [`Self::stand_back`].
     pub fn poll_window(&mut self, id: u32, cx: &mut Context<'_>) -> Poll<Result<usize, Gone>> {
         let Some(at) = self.find_unreset(id) else { return Poll::Ready(Err(Gone)) };
         let stream = &mut self.streams[at];
@@ -951,8 +956,8 @@ impl Connection {
         self.send_fields(at, is_end, write);
     }
 
-    /// The response is one of our own. It makes up for no lost stream: it costs the client nothing, which could lose another one
-    /// for each.
+    /// The response is one of our own. It makes up for no lost stream: it costs the client nothing, which could lose
+    /// another one for each.
     pub fn answer_ourselves(&mut self, id: u32) {
         if let Some(at) = self.find(id) {
             self.streams[at].is_own = true;
@@ -978,7 +983,8 @@ impl Connection {
         self.sent_part(at, is_end);
     }
 
-    /// Begins a DATA frame; where it begins. The caller appends to [`Self::content`] at most what [`Self::poll_window`] allowed.
+    /// Begins a DATA frame; where it begins. The caller appends to [`Self::content`] at most what [`Self::poll_window`]
+    /// allowed.
     pub fn begin_content(&mut self) -> usize {
         write::begin(self.out())
     }

@@ -1,5 +1,5 @@
-//! Reads and writes frames of HTTP/2 (RFC 9113 §4 and §6) in byte slices. Errors of a frame by itself are found here; whether it
-//! may come at this point is checked by [`super::connection`].
+//! Reads and writes frames of HTTP/2 (RFC 9113 §4 and §6) in byte slices. Errors of a frame by itself are found here;
+//! whether it may come at this point is checked by [`super::connection`].
 
 /// Maximum length of a payload, both ways: SETTINGS_MAX_FRAME_SIZE at its initial value (RFC 9113 §4.2).
 pub const MAX_PAYLOAD: usize = 16_384;
@@ -33,7 +33,7 @@ const PADDED: u8 = 8;
 const WITH_PRIORITY: u8 = 0x20;
 
 /// Why a stream or a connection ends (RFC 9113 §7).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Code {
     NoError = 0,
@@ -67,7 +67,7 @@ impl Code {
 }
 
 /// An error of a frame, or of the order of frames.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Bad {
     /// The connection ends (RFC 9113 §5.4.1). The text is for GOAWAY and the log.
     Connection(Code, &'static str),
@@ -84,7 +84,7 @@ const OF_NO_STREAM: Bad = protocol("a frame of a stream on none");
 const TOO_MUCH_PADDING: Bad = protocol("more padding than the frame has");
 
 /// The first nine bytes of a frame.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Head {
     pub len: usize,
     kind: u8,
@@ -93,7 +93,7 @@ pub struct Head {
 }
 
 /// A DATA frame of a client, whose payload is read as it comes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DataFrame {
     pub id: u32,
     /// How many bytes of content come first, and how many of padding behind them.
@@ -105,7 +105,7 @@ pub struct DataFrame {
 }
 
 /// A frame from a client, but for [`DataFrame`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Frame<'a> {
     /// `is_last`: no CONTINUATION follows. `depends_on_itself`: as the priority says that it may have.
     Headers {
@@ -255,7 +255,7 @@ fn dependency(priority: &[u8; 5]) -> u32 {
 }
 
 /// A client's setting that changes what we do (RFC 9113 §6.5.2).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Setting {
     HeaderTableSize,
     InitialWindowSize(i64),

@@ -1,6 +1,6 @@
-//! Translates heads of requests from HTTP/2 to HTTP/1.1, and of responses back (RFC 9113 §8). A request that is malformed by
-//! the rules of HTTP/2 is found here, and its stream is reset. All other rules are those of the parser of HTTP/1.1, which refuses
-//! what breaks them.
+//! Translates heads of requests from HTTP/2 to HTTP/1.1, and of responses back (RFC 9113 §8). A request that is
+//! malformed by the rules of HTTP/2 is found here, and its stream is reset. All other rules are those of the parser of
+//! HTTP/1.1, which refuses what breaks them.
 
 use std::ops::Range;
 
@@ -17,7 +17,8 @@ use crate::message::name::Name;
 
 /// A byte that no target, name or value may have.
 const REFUSED: u8 = 0x7f;
-/// How many bytes behind the request line are kept of a head that is too large: for the log, and for the format of the refusal.
+/// How many bytes behind the request line are kept of a head that is too large: for the log, and for the format of the
+/// refusal.
 const MAX_CUT_BYTES: usize = 4096;
 
 /// A request in HTTP/1.1.
@@ -34,7 +35,7 @@ pub struct Request {
 }
 
 /// How content follows the head.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Content {
     Nothing,
     /// As many bytes as Content-Length says.
@@ -70,8 +71,8 @@ pub struct RequestReader {
 }
 
 impl RequestReader {
-    /// `max_bytes`: the limit on the size of all fields, as SETTINGS_MAX_HEADER_LIST_SIZE counts them: at least twice the limit of a
-    /// head.
+    /// `max_bytes`: the limit on the size of all fields, as SETTINGS_MAX_HEADER_LIST_SIZE counts them: at least twice
+    /// the limit of a head.
     pub fn new(max_bytes: usize) -> Self {
         Self {
             text: Vec::with_capacity(512),
@@ -138,7 +139,8 @@ impl RequestReader {
         self.is_malformed |= self.try_begin().is_none();
     }
 
-    /// The same for a head that is too large, where the pseudo-header fields may be missing: the request is refused in any case.
+    /// The same for a head that is too large, where the pseudo-header fields may be missing: the request is refused in
+    /// any case.
     fn begin_too_large(&mut self) {
         if self.is_malformed || self.try_begin().is_some() {
             return;
@@ -218,8 +220,8 @@ impl RequestReader {
         write_field(name, value, &mut self.text);
     }
 
-    /// The request, once all its fields have come. `is_end`: END_STREAM came with them. `fits`: the decoder has passed them all on.
-    /// `None`: it is malformed.
+    /// The request, once all its fields have come. `is_end`: END_STREAM came with them. `fits`: the decoder has passed
+    /// them all on. `None`: it is malformed.
     pub fn finish(mut self, is_end: bool, fits: bool) -> Option<Request> {
         if !self.has_begun {
             match fits {
@@ -321,12 +323,14 @@ fn is_name(name: &[u8]) -> bool {
     ascii::is_token(name) && !name.iter().any(u8::is_ascii_uppercase)
 }
 
-/// Whether a value has none of the bytes that no value may have (RFC 9113 §8.2.1). The parser of HTTP/1.1 refuses others.
+/// Whether a value has none of the bytes that no value may have (RFC 9113 §8.2.1). The parser of HTTP/1.1 refuses
+/// others.
 fn is_value(value: &[u8]) -> bool {
     ascii::is_text(value) || !value.iter().any(|byte| matches!(byte, 0 | b'\r' | b'\n'))
 }
 
-/// Whether a value has no blank at either end. HTTP/1.1 drops such blanks; in HTTP/2 they are an error (RFC 9113 §8.2.1).
+/// Whether a value has no blank at either end. HTTP/1.1 drops such blanks; in HTTP/2 they are an error (RFC 9113
+/// §8.2.1).
 fn is_trimmed(value: &[u8]) -> bool {
     !matches!(value.first(), Some(b' ' | b'\t')) && !matches!(value.last(), Some(b' ' | b'\t'))
 }
@@ -341,7 +345,8 @@ fn is_of_connection(name: Name) -> bool {
     matches!(name, Name::Connection | Name::KeepAlive | Name::ProxyConnection | Name::TransferEncoding | Name::Upgrade)
 }
 
-/// Appends the fields of a response whose HTTP/1.1 head is in `buf`. A 101, which opens a WebSocket, becomes a 200 (RFC 8441 §5).
+/// Appends the fields of a response whose HTTP/1.1 head is in `buf`. A 101, which opens a WebSocket, becomes a 200 (RFC
+/// 8441 §5).
 pub fn write_response(head: &ResponseHead, buf: &[u8], out: &mut Vec<u8>) {
     let opens_websocket = head.status() == 101;
     hpack::write_status(if opens_websocket { 200 } else { head.status() }, out);

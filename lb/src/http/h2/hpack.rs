@@ -1,12 +1,12 @@
 //! HPACK (RFC 7541): decodes the fields of requests, encodes those of responses.
 //!
-//! A block is decoded to its end even if its request is refused, since each field may change the dynamic table that the next
-//! blocks refer to. A few bytes of a block can stand for a field of [`TABLE_BYTES`]: so fields are passed on only up to a limit,
-//! and a block with [`MAX_TIMES_TOO_LARGE`] times as much ends the connection. Whether a request may have a field is not decided
-//! here.
+//! A block is decoded to its end even if its request is refused, since each field may change the dynamic table that the
+//! next blocks refer to. A few bytes of a block can stand for a field of [`TABLE_BYTES`]: so fields are passed on only
+//! up to a limit, and a block with [`MAX_TIMES_TOO_LARGE`] times as much ends the connection. Whether a request may
+//! have a field is not decided here.
 //!
-//! Responses use the static table only, and no Huffman code. So nothing is kept for a client, and responses of different streams
-//! can be encoded in any order. nginx and HAProxy use no dynamic table for responses either.
+//! Responses use the static table only, and no Huffman code. So nothing is kept for a client, and responses of
+//! different streams can be encoded in any order. nginx and HAProxy use no dynamic table for responses either.
 
 use std::collections::VecDeque;
 
@@ -84,8 +84,9 @@ static STATIC: [(&str, &str); 61] = [
     ("www-authenticate", ""),
 ];
 
-/// A block that cannot be decoded. The connection has to end: the dynamic table is not what the client takes it for any more.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// A block that cannot be decoded. The connection has to end: the dynamic table is not what the client takes it for any
+/// more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BadBlock {
     /// It ends in the midst of a field.
     Truncated,
@@ -128,7 +129,7 @@ struct Table {
     max_size: usize,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug, Clone, Copy)]
 struct Kept {
     at: usize,
     name: u16,
@@ -148,9 +149,9 @@ impl<F: FnMut(&[u8], &[u8])> List<F> {
 }
 
 impl Decoder {
-    /// Decodes a block and passes each name and value to `field`, up to `max_bytes` as SETTINGS_MAX_HEADER_LIST_SIZE counts them.
-    /// False: there are more. The field that exceeds the limit, and those behind it, are not passed on, and not decoded unless the
-    /// dynamic table keeps them.
+    /// Decodes a block and passes each name and value to `field`, up to `max_bytes` as SETTINGS_MAX_HEADER_LIST_SIZE
+    /// counts them. False: there are more. The field that exceeds the limit, and those behind it, are not passed on,
+    /// and not decoded unless the dynamic table keeps them.
     pub fn read(&mut self, block: &[u8], max_bytes: usize, field: impl FnMut(&[u8], &[u8])) -> Result<bool, BadBlock> {
         let mut texts = buffers::take();
         let mut list = List { max_bytes, size: 0, field };
@@ -260,8 +261,8 @@ fn number(rest: &mut &[u8], bits: u32) -> Result<usize, BadBlock> {
     Ok(number)
 }
 
-/// Takes a string literal off the front (RFC 7541 §5.2). `None`: it had Huffman's code, and was appended to `decoded`, until that
-/// had `max_bytes`.
+/// Takes a string literal off the front (RFC 7541 §5.2). `None`: it had Huffman's code, and was appended to `decoded`,
+/// until that had `max_bytes`.
 fn text<'a>(rest: &mut &'a [u8], max_bytes: usize, decoded: &mut Vec<u8>) -> Result<Option<&'a [u8]>, BadBlock> {
     let is_coded = rest.first().is_some_and(|first| first & 0x80 != 0);
     let len = number(rest, 7)?;
@@ -337,8 +338,8 @@ impl Table {
     }
 }
 
-/// Appends a dynamic table size update to 0, for the first block after the client has set SETTINGS_HEADER_TABLE_SIZE (RFC 7541
-/// §4.2).
+/// Appends a dynamic table size update to 0, for the first block after the client has set SETTINGS_HEADER_TABLE_SIZE
+/// (RFC 7541 §4.2).
 pub fn write_no_table(out: &mut Vec<u8>) {
     out.push(0x20);
 }

@@ -1,5 +1,6 @@
-//! Decodes the Huffman code of HPACK (RFC 7541 §5.2 and appendix B). It is canonical: the codes of one length follow each other
-//! in the order of their symbols, so the tables are computed from the lengths. Responses do not use it, see [`super::hpack`].
+//! Decodes the Huffman code of HPACK (RFC 7541 §5.2 and appendix B). It is canonical: the codes of one length follow
+//! each other in the order of their symbols, so the tables are computed from the lengths. Responses do not use it, see
+//! [`super::hpack`].
 
 /// The length of each symbol's code in bits. The last symbol is EOS, which no text contains.
 const LENGTHS: [u8; SYMBOLS] = [
@@ -25,7 +26,7 @@ const SHORT_BITS: usize = 8;
 static CODE: Code = Code::new();
 
 /// The padding is too long or not made of ones, or the text contains EOS.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BadCode;
 
 struct Code {

@@ -1,12 +1,12 @@
 //! An HTTP/2 stream as `AsyncRead` and `AsyncWrite`, like an HTTP/1.1 connection with one request.
 //!
-//! Reading gives the request in HTTP/1.1; content without a length comes in chunks. Behind it reading is pending, as on a
-//! connection whose client waits for the response: it fails when the client resets the stream, and ends once the stream was shut
-//! down. Writing takes the response in HTTP/1.1, with interim ones before it.
+//! Reading gives the request in HTTP/1.1; content without a length comes in chunks. Behind it reading is pending, as on
+//! a connection whose client waits for the response: it fails when the client resets the stream, and ends once the
+//! stream was shut down. Writing takes the response in HTTP/1.1, with interim ones before it.
 //!
-//! A WebSocket (RFC 8441) is read as its handshake in HTTP/1.1, then the data that the client sends, then the end. Behind a 101,
-//! bytes are written as they are, and shutting down ends the client's data. Any other response ends the request, and the data
-//! of the client is dropped.
+//! A WebSocket (RFC 8441) is read as its handshake in HTTP/1.1, then the data that the client sends, then the end.
+//! Behind a 101, bytes are written as they are, and shutting down ends the client's data. Any other response ends the
+//! request, and the data of the client is dropped.
 
 use std::io;
 use std::pin::Pin;
@@ -29,8 +29,8 @@ use crate::message::{Method, Parsed};
 /// A larger `text` is freed once it has been read. The lines of chunks are smaller.
 const MAX_KEPT_BYTES: usize = 64;
 
-/// What the task of a connection shares with those of its streams. All run on one thread, so that the lock is always free; it
-/// is there because the runtime demands `Send`.
+/// What the task of a connection shares with those of its streams. All run on one thread, so that the lock is always
+/// free; it is there because the runtime demands `Send`.
 pub struct Link {
     connection: Mutex<Connection>,
     pub total: Total,
@@ -50,7 +50,8 @@ impl Link {
 pub struct Http2Stream {
     link: Arc<Link>,
     id: u32,
-    /// HTTP/1.1 to be read before more content: the head, or the line of a chunk. The first `text_at` bytes have been read.
+    /// HTTP/1.1 to be read before more content: the head, or the line of a chunk. The first `text_at` bytes have been
+    /// read.
     text: Vec<u8>,
     text_at: usize,
     is_too_large: bool,
@@ -138,13 +139,14 @@ impl Http2Stream {
         self.link.is_tls
     }
 
-    /// Whether a window kept the last write back: its client can open it at any time, whatever else the connection carries.
+    /// Whether a window kept the last write back: its client can open it at any time, whatever else the connection
+    /// carries.
     pub fn is_window_shut(&self) -> bool {
         self.shut_window.is_some()
     }
 
-    /// While the stream waits for the connection's window: how many bytes it would have sent since this was last called, or
-    /// since it began to wait, if it had not had to wait for the turns of others.
+    /// While the stream waits for the connection's window: how many bytes it would have sent since this was last
+    /// called, or since it began to wait, if it had not had to wait for the turns of others.
     pub fn take_share(&mut self) -> u64 {
         match self.shut_window {
             Some(ShutWindow::Connection) => self.link.lock().share(&mut self.share_since),
@@ -177,7 +179,8 @@ impl Http2Stream {
         self.link.lock().abort(self.id, code);
     }
 
-    /// Ends the stream so that its client may repeat the request on another connection: nothing of it was done (RFC 9113 §8.7).
+    /// Ends the stream so that its client may repeat the request on another connection: nothing of it was done (RFC
+    /// 9113 §8.7).
     pub fn refuse(self) {
         self.link.lock().abort(self.id, Code::RefusedStream);
     }
@@ -217,7 +220,8 @@ impl Http2Stream {
         }
     }
 
-    /// Whether the client has reset the stream, where nothing is read that would tell. Otherwise `cx` is woken when it does.
+    /// Whether the client has reset the stream, where nothing is read that would tell. Otherwise `cx` is woken when it
+    /// does.
     pub fn is_given_up(&mut self, cx: &mut Context<'_>) -> bool {
         matches!(self.poll_reset(cx), Poll::Ready(Err(_)))
     }
@@ -430,7 +434,8 @@ impl AsyncWrite for Http2Stream {
             Output::Trailers(_) | Output::Ended => Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
         };
         if written.is_ready() {
-            // Only a stream whose write is pending may stay in the queue: the next write may need no turn, or never come.
+            // Only a stream whose write is pending may stay in the queue: the next write may need no turn, or never
+            // come.
             this.link.lock().stand_back(this.id);
         } else if let Output::Content(_) = this.output {
             this.note_shut_window(shut_before);

@@ -14,7 +14,8 @@ use crate::clock;
 use crate::failure::Failure;
 use crate::plant::Bug;
 
-/// What part of a wait passes before the peer is asked for what it has acknowledged so far. Shorter waits cost no system call.
+/// What part of a wait passes before the peer is asked for what it has acknowledged so far. Shorter waits cost no
+/// system call.
 const FIRST_LOOK: u32 = 8;
 
 const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
@@ -28,7 +29,8 @@ pub(super) enum Wait {
     Continue,
     /// For the client, to read what it is sent.
     Client,
-    /// For the client, to open a flow-control window, which it can do at any time, whatever else its connection carries.
+    /// For the client, to open a flow-control window, which it can do at any time, whatever else its connection
+    /// carries.
     Window,
     /// For the backend; with the failure if that takes too long.
     Backend(Failure),
@@ -111,9 +113,9 @@ impl Transfer<'_> {
         let rest = |limit: Duration| limit.saturating_sub(self.download_waited);
         let client = || {
             let limit = self.limits.send_timeout;
-            // `min_rate` applies to such a stream alone, as to a response over HTTP/1.1. Otherwise a byte now and then would keep
-            // it and its memory for as long as other streams move. Of what its connection's window lets through, its share
-            // counts as its own. nginx requires only a byte within `send_timeout`.
+            // `min_rate` applies to such a stream alone, as to a response over HTTP/1.1. Otherwise a byte now and then
+            // would keep it and its memory for as long as other streams move. Of what its connection's window lets
+            // through, its share counts as its own. nginx requires only a byte within `send_timeout`.
             if self.client.is_window_shut() {
                 return Some((Wait::Window, self.pace.patience_alone(rest(limit))));
             }
@@ -170,8 +172,8 @@ impl Transfer<'_> {
         self.count_waits(waits, timer);
     }
 
-    /// Whether the only bytes that moved are those of a client below its minimum rate, or bytes that are dropped while the
-    /// backend is waited for. These alone keep no response alive.
+    /// Whether the only bytes that moved are those of a client below its minimum rate, or bytes that are dropped while
+    /// the backend is waited for. These alone keep no response alive.
     fn only_drips(&self, waits: Option<Waits>) -> bool {
         let BytesMoved { from_backend, to_client, .. } = self.moved;
         from_backend + to_client == 0
@@ -225,9 +227,9 @@ impl Transfer<'_> {
         }
     }
 
-    /// Looks for progress that nothing tells of. The system calls a socket writable only once a third of its send buffer is
-    /// free, and that may have grown to some MB: more than a peer that reads slowly and steadily takes in time. So what it has
-    /// acknowledged counts, compared with what it had when the wait was younger.
+    /// Looks for progress that nothing tells of. The system calls a socket writable only once a third of its send
+    /// buffer is free, and that may have grown to some MB: more than a peer that reads slowly and steadily takes in
+    /// time. So what it has acknowledged counts, compared with what it had when the wait was younger.
     fn look(&mut self) {
         let Waits { upload, download, .. } = self.waits();
         match download {
@@ -253,7 +255,8 @@ impl Transfer<'_> {
         }
     }
 
-    /// The client has taken bytes that had been written before, or would have taken them if it had been this stream's turn.
+    /// The client has taken bytes that had been written before, or would have taken them if it had been this stream's
+    /// turn.
     fn client_took(&mut self, bytes: u64) {
         if bytes > 0 {
             self.pace.lend(bytes);
@@ -261,8 +264,8 @@ impl Transfer<'_> {
         }
     }
 
-    /// A wait has reached its limit, or it is time to [look](Self::look). Bytes that the client moved in other exchanges may
-    /// extend it.
+    /// A wait has reached its limit, or it is time to [look](Self::look). Bytes that the client moved in other
+    /// exchanges may extend it.
     pub(super) fn late(&mut self) -> Option<TransferEvent> {
         self.look();
         let (wait, _) = self.waits().all().find(|(_, limit)| limit.is_zero())?;

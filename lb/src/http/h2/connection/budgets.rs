@@ -1,21 +1,23 @@
-//! How much a client may do that costs more than it is worth, before its connection ends: lose streams, ask for too many of
-//! them, and send frames that bring nothing. Ordinary use fills each budget again.
+//! How much a client may do that costs more than it is worth, before its connection ends: lose streams, ask for too
+//! many of them, and send frames that bring nothing. Ordinary use fills each budget again.
 
 use super::super::frame::{Bad, Code};
 
-/// How many streams may be lost to errors of the client, where no backend answers one ("MadeYouReset", CVE-2025-8671). A head
-/// that is too large counts as one, since it costs more than others that are refused.
+/// How many streams may be lost to errors of the client, where no backend answers one ("MadeYouReset", CVE-2025-8671).
+/// A head that is too large counts as one, since it costs more than others that are refused.
 pub(super) const MAX_LOST: u32 = 100;
-/// How many streams the client may cancel before their responses begin ("rapid reset", CVE-2023-44487). A browser cancels all
-/// that a page waits for when its user goes on to the next one. As nghttp2.
+/// How many streams the client may cancel before their responses begin ("rapid reset", CVE-2023-44487). A browser
+/// cancels all that a page waits for when its user goes on to the next one. As nghttp2.
 pub(super) const MAX_CANCELLED: u32 = 1_000;
 /// How many cancelled ones are forgiven with each one that was lost to an error.
 const CANCELLED_FORGIVEN: u32 = 3;
-/// How many requests beyond [`super::MAX_STREAMS`] may be refused in a row. A client that knows the limit asks for none.
+/// How many requests beyond [`super::MAX_STREAMS`] may be refused in a row. A client that knows the limit asks for
+/// none.
 pub(super) const MAX_REFUSED: u32 = 1_000;
 /// How many frames that bring nothing may come: PRIORITY, frames of kinds that nobody knows, content without any,
-/// acknowledgements, resets of what is over (CVE-2019-9513, -9518), and those that open windows. So many at first and for each
-/// stream that the client opens, and so many for each frame of content that it is sent, which it may open windows for.
+/// acknowledgements, resets of what is over (CVE-2019-9513, -9518), and those that open windows. So many at first and
+/// for each stream that the client opens, and so many for each frame of content that it is sent, which it may open
+/// windows for.
 pub(super) const IDLE_FRAMES_OF_STREAM: u32 = 100;
 pub(super) const IDLE_FRAMES_OF_CONTENT: u32 = 20;
 /// What may be left of them.
@@ -48,8 +50,8 @@ impl Budgets {
         use_up(&mut self.cancelled, "too many streams that are cancelled")
     }
 
-    /// So many lost streams are forgiven, and three times as many cancelled ones: for each answer of a backend, and each time that
-    /// some time has passed.
+    /// So many lost streams are forgiven, and three times as many cancelled ones: for each answer of a backend, and
+    /// each time that some time has passed.
     pub(super) fn forgive(&mut self, count: u32) {
         self.losses = self.losses.saturating_add(count).min(MAX_LOST);
         let cancelled = count.saturating_mul(CANCELLED_FORGIVEN);

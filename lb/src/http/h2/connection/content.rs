@@ -1,5 +1,5 @@
-//! Content of requests: DATA frames are handed on as they come, to whoever takes them from the stream, and the client may send as
-//! much again as was taken (RFC 9113 §5.2).
+//! Content of requests: DATA frames are handed on as they come, to whoever takes them from the stream, and the client
+//! may send as much again as was taken (RFC 9113 §5.2).
 
 use std::task::{Context, Poll};
 
@@ -7,15 +7,18 @@ use super::super::buffers;
 use super::super::frame::{Bad, Code, DataFrame, FIRST_WINDOW, write};
 use super::{Came, Connection, Gone, Input, MAX_STREAMS, Reset};
 
-/// By how much the windows of all streams together may grow beyond their first 64 KiB, where content is taken as fast as it
-/// comes: else an upload is held to 64 KiB for each round trip. About as much as Linux lets a receive buffer of TCP grow.
+/// By how much the windows of all streams together may grow beyond their first 64 KiB, where content is taken as fast
+/// as it comes: else an upload is held to 64 KiB for each round trip. About as much as Linux lets a receive buffer of
+/// TCP grow.
 pub(super) const EXTRA_WINDOW: i64 = 4 * 1024 * 1024;
-/// Such a stream's window grows by this many times what was taken, so that it is four times as large after a round trip.
+/// Such a stream's window grows by this many times what was taken, so that it is four times as large after a round
+/// trip.
 const WINDOW_GROWTH: i64 = 3;
-/// No stream has more of [`EXTRA_WINDOW`] than this many times what it leaves: it keeps its part until it ends, and others may
-/// want to send as well.
+/// No stream has more of [`EXTRA_WINDOW`] than this many times what it leaves: it keeps its part until it ends, and
+/// others may want to send as well.
 const MAX_SHARE: i64 = 3;
-/// The connection's window: those of all streams and of one more, so that streams whose backends do not read hold up no other.
+/// The connection's window: those of all streams and of one more, so that streams whose backends do not read hold up no
+/// other.
 pub(super) const CONNECTION_WINDOW: i64 = (MAX_STREAMS as i64 + 1) * 64 * 1024 + EXTRA_WINDOW;
 /// WINDOW_UPDATE of the connection is sent once so much was taken: less than what all streams leave of its window.
 pub(super) const RELEASED_AT_ONCE: i64 = 32 * 1024;
@@ -36,8 +39,8 @@ pub(super) struct IncomingData {
 }
 
 impl Connection {
-    /// Begins a DATA frame. It is checked, and counts against the windows, as a whole, so that nothing depends on how it is cut. An
-    /// error of the stream resets that, and its content is dropped.
+    /// Begins a DATA frame. It is checked, and counts against the windows, as a whole, so that nothing depends on how
+    /// it is cut. An error of the stream resets that, and its content is dropped.
     pub(super) fn begin_data(&mut self, frame: DataFrame) -> Result<IncomingData, Bad> {
         let DataFrame { id, content, padding, size, is_end } = frame;
         let size = size as i64;
@@ -159,7 +162,8 @@ impl Connection {
         }
     }
 
-    /// Gives so many bytes back to the stream's window, and more of [`EXTRA_WINDOW`] if most of its content has been taken.
+    /// Gives so many bytes back to the stream's window, and more of [`EXTRA_WINDOW`] if most of its content has been
+    /// taken.
     fn release_on_stream(&mut self, at: usize, size: i64) {
         let stream = &mut self.streams[at];
         stream.unreleased += size;

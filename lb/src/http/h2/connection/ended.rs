@@ -1,5 +1,5 @@
-//! Streams that are over. The last of them are remembered, to tell what is still under way to them from what must not come
-//! (RFC 9113 §5.1).
+//! Streams that are over. The last of them are remembered, to tell what is still under way to them from what must not
+//! come (RFC 9113 §5.1).
 
 use std::collections::VecDeque;
 
@@ -47,8 +47,8 @@ impl EndedStreams {
         self.ended.ids.contains(&id)
     }
 
-    /// Whether what comes on a stream may have been under way when we reset it. Nobody knows any more how the oldest ones have
-    /// ended.
+    /// Whether what comes on a stream may have been under way when we reset it. Nobody knows any more how the oldest
+    /// ones have ended.
     pub(super) fn was_reset(&self, id: u32) -> bool {
         let is_forgotten = id <= self.ended.forgotten.max(self.reset.forgotten);
         self.reset.ids.contains(&id) || is_forgotten && !self.has_ended(id) && !self.is_unended(id)

@@ -1,10 +1,10 @@
 //! The order in which streams send: a frame each, oldest first, fields before content.
 //!
-//! A stream that has something to send and may not is put in a queue, and its task sleeps. When there is room in
-//! `out`, and window, for another frame, [`Connection::call_next`] takes the first out of the queue and wakes it: it is *called*, and
-//! that room is kept for it until its task tries to send. No stream waits for ever: what it waits for is the socket, which will
-//! take bytes; the client, which has to open the connection's window; or a stream that is called, whose task will run. Each of
-//! these ends in `call_next`.
+//! A stream that has something to send and may not is put in a queue, and its task sleeps. When there is room in `out`,
+//! and window, for another frame, [`Connection::call_next`] takes the first out of the queue and wakes it: it is
+//! *called*, and that room is kept for it until its task tries to send. No stream waits for ever: what it waits for is
+//! the socket, which will take bytes; the client, which has to open the connection's window; or a stream that is
+//! called, whose task will run. Each of these ends in `call_next`.
 
 use std::collections::VecDeque;
 use std::task::{Context, Poll};
@@ -15,18 +15,18 @@ use super::{Connection, MAX_QUEUED_BYTES, SHARE_UNITS};
 use super::{MAX_STREAMS, Output};
 
 /// How far a stream has come in the queue. One that has nothing to send is `None`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Turn {
     None,
     /// In the queue.
     Waits(Part),
-    /// Out of the queue and woken. Room and window for one frame are kept for it until its task has tried to send, whether it does
-    /// or not.
+    /// Out of the queue and woken. Room and window for one frame are kept for it until its task has tried to send,
+    /// whether it does or not.
     Called(Part),
 }
 
 /// What a stream has to send: the index of its queue in [`Connection::waiting`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Part {
     Fields = 0,
     /// Needs window, too.

@@ -1,5 +1,5 @@
-//! Many streams that share a connection, in any order of what can happen to them. Each is a task that is polled when it is
-//! woken and never else, as a runtime does: a wake-up that is lost shows as a stream that stands still.
+//! Many streams that share a connection, in any order of what can happen to them. Each is a task that is polled when it
+//! is woken and never else, as a runtime does: a wake-up that is lost shows as a stream that stands still.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -290,7 +290,7 @@ impl World {
     }
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug, Clone, Copy)]
 enum Happens {
     Opens(bool),
     Gives(usize, usize),

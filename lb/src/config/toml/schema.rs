@@ -6,7 +6,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::template::{self, Template};
-use super::{DEFAULT, values};
+use super::values;
 
 const DURATION: &str = "^\\s*[0-9]+(ms|s|m|h)\\s*$|\\$\\{env:";
 const SIZE: &str = "^\\s*[0-9]+\\s*(B|KB|MB|GB|KiB|MiB|GiB)\\s*$|\\$\\{env:";

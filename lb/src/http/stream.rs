@@ -63,8 +63,8 @@ impl ClientStream {
         matches!(self, Self::Http2(stream) if stream.is_window_shut())
     }
 
-    /// How many bytes a stream that waits for its connection's window would have sent since this was last called, if
-    /// others had not had their turns before it.
+    /// How many bytes a stream that waits for its turn would have sent since this was last called, if others had not had
+    /// theirs before it.
     pub fn take_share(&mut self) -> u64 {
         match self {
             Self::Io(_) => 0,

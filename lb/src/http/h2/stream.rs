@@ -62,8 +62,8 @@ pub struct Http2Stream {
     output: Output,
     /// The window that kept the last write back.
     shut_window: Option<ShutWindow>,
-    /// From where on its share of the connection's window is counted, while it waits for that.
-    share_since: u64,
+    /// From where on its share of what is sent is counted, while content waits for anything but its own window.
+    share_since: Option<u64>,
     /// Nothing more will be written.
     is_shut_down: bool,
 }
@@ -116,7 +116,7 @@ impl Http2Stream {
             method,
             output,
             shut_window: None,
-            share_since: 0,
+            share_since: None,
             is_shut_down: false,
         }
     }
@@ -145,22 +145,21 @@ impl Http2Stream {
         self.shut_window.is_some()
     }
 
-    /// While the stream waits for the connection's window: how many bytes it would have sent since this was last
-    /// called, or since it began to wait, if it had not had to wait for the turns of others.
+    /// How many bytes the stream would have sent since this was last called, or since it began to wait, if it had not had
+    /// to wait for the turns of others.
     pub fn take_share(&mut self) -> u64 {
-        match self.shut_window {
-            Some(ShutWindow::Connection) => self.link.lock().share(&mut self.share_since),
-            _ => 0,
-        }
+        self.share_since.as_mut().map_or(0, |since| self.link.lock().share(since))
     }
 
-    /// Notes which window keeps a write back. `before`: the one that kept the last write back.
-    fn note_shut_window(&mut self, before: Option<ShutWindow>) {
+    /// Notes what keeps content back.
+    fn note_wait(&mut self) {
         let connection = self.link.lock();
         self.shut_window = connection.shut_window(self.id);
-        if before != Some(ShutWindow::Connection) {
-            self.share_since = connection.share_now();
-        }
+        // The socket may be full for a moment in between: what was shared out before counts all the same.
+        self.share_since = match self.shut_window {
+            Some(ShutWindow::Stream) => None,
+            _ => self.share_since.or(Some(connection.share_now())),
+        };
     }
 
     /// The response will be one of our own, not a backend's.
@@ -426,7 +425,7 @@ impl AsyncRead for Http2Stream {
 impl AsyncWrite for Http2Stream {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        let shut_before = this.shut_window.take();
+        this.shut_window = None;
         let written = match this.output {
             Output::Head(_) => this.poll_write_head(cx, buf),
             Output::Content(..) => this.poll_write_content(cx, buf),
@@ -437,8 +436,9 @@ impl AsyncWrite for Http2Stream {
             // Only a stream whose write is pending may stay in the queue: the next write may need no turn, or never
             // come.
             this.link.lock().stand_back(this.id);
+            this.share_since = None;
         } else if let Output::Content(_) = this.output {
-            this.note_shut_window(shut_before);
+            this.note_wait();
         }
         written
     }

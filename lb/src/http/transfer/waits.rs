@@ -231,18 +231,15 @@ impl Transfer<'_> {
     /// buffer is free, and that may have grown to some MB: more than a peer that reads slowly and steadily takes in
     /// time. So what it has acknowledged counts, compared with what it had when the wait was younger.
     fn look(&mut self) {
+        let share = self.client.take_share();
+        self.client_took(share);
         let Waits { upload, download, .. } = self.waits();
-        match download {
-            Some((Wait::Client, limit)) if limit.is_zero() || self.client_acknowledged.is_none() => {
-                let now = self.client.acknowledged();
-                let more = now.saturating_sub(self.client_acknowledged.replace(now).unwrap_or(now));
-                self.client_took(more);
-            }
-            Some((Wait::Window, _)) => {
-                let share = self.client.take_share();
-                self.client_took(share);
-            }
-            _ => {}
+        if let Some((Wait::Client, limit)) = download
+            && (limit.is_zero() || self.client_acknowledged.is_none())
+        {
+            let now = self.client.acknowledged();
+            let more = now.saturating_sub(self.client_acknowledged.replace(now).unwrap_or(now));
+            self.client_took(more);
         }
         if let Some((Wait::Backend(Failure::WriteTimeout), limit)) = upload
             && (limit.is_zero() || self.backend_acknowledged.is_none())

@@ -22,7 +22,7 @@ use self::limits::{BackendLimits, ClientLimits};
 use self::refusal::Refusal;
 #[cfg(test)]
 use self::trace::{Trace, TraceEventKind};
-use self::walk::{DirectWalk, HeadVerdict, InternalRedirect, Walk, WalkEvent, WalkStep};
+use self::walk::{DirectWalk, HeadVerdict, Jump, Walk, WalkEvent, WalkStep};
 use crate::backend::{Endpoint, Identity, Incarnation, Lease};
 use crate::balance::{BackendIndex, Key};
 use crate::config::site::{JumpTo, Page, PageStatus, Rules};
@@ -38,8 +38,8 @@ const MAX_ATTEMPTS: usize = 32;
 /// A backend that closes an idle connection has not seen the request yet, so the end arrives within a round trip. If it
 /// closes the connection later, it received the request, and has failed.
 const MAX_STALE_TIME: Duration = Duration::from_secs(1);
-/// Limit on internal redirects, as in nginx.
-const MAX_REPLACED: u8 = 10;
+/// Limit on jumps of one request, as on internal redirects in nginx.
+const MAX_JUMPS: u8 = 10;
 
 #[derive(Debug)]
 pub struct Exchange<W: Walk = DirectWalk> {
@@ -51,8 +51,8 @@ pub struct Exchange<W: Walk = DirectWalk> {
     target: Option<Target>,
     walk: W,
     stage: Stage,
-    /// Number of internal redirects so far.
-    replaced: u8,
+    /// Number of jumps so far.
+    jumps: u8,
     key: Key,
     /// Whether the client came by HTTPS, here or to a trusted proxy.
     is_https: bool,
@@ -64,7 +64,7 @@ pub struct Exchange<W: Walk = DirectWalk> {
     is_page: bool,
     /// The status that is sent with the error page.
     page_status: Option<u16>,
-    /// The part of the body that has arrived is still buffered, so that an internal redirect can take it along.
+    /// The part of the body that has arrived is still buffered, so that a jump can take it along.
     has_body: bool,
     /// Endpoints that have failed this exchange, or whose exchanges an operator killed. None is tried again.
     tried: Vec<Arc<Endpoint>>,
@@ -137,8 +137,8 @@ enum Stage {
 pub enum Step<W: Walk = DirectWalk> {
     /// [`Event::Waited`].
     Wait(W::Wait),
-    /// Buffer the whole body before choosing a backend: [`Event::Held`].
-    Hold,
+    /// Buffer the whole body before choosing a backend: [`Event::BodyBuffered`].
+    BufferBody,
     /// Make a subrequest: [`Event::Sub`].
     Sub(W::SubRequest),
     /// Start a subrequest without waiting for its answer: [`Event::Spawned`].
@@ -149,8 +149,8 @@ pub enum Step<W: Walk = DirectWalk> {
     Open(Arc<Endpoint>),
     /// Send the client the backend's response: [`Event::Sent`].
     Pass,
-    /// Discard the current answer and redirect internally: [`Event::Begun`].
-    Replace(InternalRedirect),
+    /// Discard the current answer and go on on another route: [`Event::Begun`].
+    Jump(Jump),
     /// Send the client this refusal: [`Event::Sent`].
     Refuse(Refusal),
     /// Send the client a response from the configuration, with this status: [`Event::Sent`].
@@ -164,7 +164,7 @@ pub enum Event<W: Walk = DirectWalk> {
     Begun,
     Waited(W::Waited),
     /// The whole body is buffered.
-    Held,
+    BodyBuffered,
     /// A backend of the queue may have capacity again.
     CapacityFreed,
     Sub(Answer),
@@ -258,7 +258,7 @@ impl Exchange {
     pub fn begin<'c>(start: ExchangeStart, cookies: impl Iterator<Item = &'c [u8]>) -> Self {
         let is_preflight = start.request.is_preflight;
         let (body_length, is_held) = (start.request.body_length, may_be_held(start.site.route(start.route)));
-        let walk = |most| DirectWalk { holds_body: is_held && is_held_length(body_length, most), is_preflight };
+        let walk = |most| DirectWalk { buffers_body: is_held && is_held_length(body_length, most), is_preflight };
         Self::begin_walk(start, cookies, walk)
     }
 
@@ -287,8 +287,8 @@ impl Exchange {
             self.is_idempotent = true;
         }
         let most = most_read(&self.site, self.route, self.target.as_ref());
-        let holds_body = may_be_held(self.route()) && is_held_length(self.body_length, most);
-        self.walk = DirectWalk { holds_body, is_preflight: false };
+        let buffers_body = may_be_held(self.route()) && is_held_length(self.body_length, most);
+        self.walk = DirectWalk { buffers_body, is_preflight: false };
     }
 }
 
@@ -334,7 +334,7 @@ impl<W: Walk> Exchange<W> {
             target,
             walk: walk(most),
             stage: Stage::Walking,
-            replaced: 0,
+            jumps: 0,
             key: Key { client: request.client },
             is_https: request.is_https,
             is_idempotent: request.is_idempotent,
@@ -445,9 +445,9 @@ impl<W: Walk> Exchange<W> {
                 note!(self, TraceEventKind::Waited, at.now);
                 self.walk_on(WalkEvent::Waited(waited), at)
             }
-            Event::Held => {
-                note!(self, TraceEventKind::Held, at.now);
-                self.walk_on(WalkEvent::Held, at)
+            Event::BodyBuffered => {
+                note!(self, TraceEventKind::BodyBuffered, at.now);
+                self.walk_on(WalkEvent::BodyBuffered, at)
             }
             Event::Sub(answer) => {
                 note!(self, TraceEventKind::Waited, at.now);
@@ -474,7 +474,7 @@ impl<W: Walk> Exchange<W> {
         match self.walk.step(event) {
             WalkStep::Act => self.act(at),
             WalkStep::Wait(wait) => Step::Wait(wait),
-            WalkStep::Hold => Step::Hold,
+            WalkStep::BufferBody => Step::BufferBody,
             WalkStep::Sub(request) => Step::Sub(request),
             WalkStep::Spawn(request) => Step::Spawn(request),
             WalkStep::Answer(refusal) => self.refuse(refusal, at),
@@ -488,7 +488,7 @@ impl<W: Walk> Exchange<W> {
             Action::Pool(_) => self.open(at),
             Action::PoolFrom { .. } if self.target.is_some() => self.open(at),
             Action::PoolFrom { .. } => self.refuse(Refusal::NoPool, at),
-            Action::Jump { .. } => self.replace(InternalRedirect::Action, at),
+            Action::Jump { .. } => self.jump(Jump::Action, at),
             Action::Missing => self.refuse(Refusal::NoRoute, at),
             Action::Redirect { to, .. } => {
                 let status = to.status;
@@ -497,7 +497,7 @@ impl<W: Walk> Exchange<W> {
             Action::Respond { with, .. } => {
                 let (status, is_bare) = (with.status, with.body.is_none());
                 match self.page_for(status).filter(|_| is_bare) {
-                    Some(page) => self.turn_to_page(page, status, at),
+                    Some(page) => self.answer_with_page(page, status, at),
                     None => self.reply(ConfiguredReply::Action, status, at),
                 }
             }
@@ -689,13 +689,15 @@ impl<W: Walk> Exchange<W> {
             }
         }
         match self.walk.head(&answer) {
-            HeadVerdict::Pass if let Some(page) = self.page_of_backend(status) => self.turn_to_page(page, status, at),
+            HeadVerdict::Pass if let Some(page) = self.page_of_backend(status) => {
+                self.answer_with_page(page, status, at)
+            }
             HeadVerdict::Pass => {
                 self.outcome.status = self.page_status(status);
                 self.stage = Stage::Passing;
                 Step::Pass
             }
-            HeadVerdict::Replace(internal) => self.replace(internal, at),
+            HeadVerdict::Jump(internal) => self.jump(internal, at),
         }
     }
 
@@ -726,7 +728,7 @@ impl<W: Walk> Exchange<W> {
     }
 
     #[cold]
-    fn turn_to_page(&mut self, index: usize, status: u16, at: Moment) -> Step<W> {
+    fn answer_with_page(&mut self, index: usize, status: u16, at: Moment) -> Step<W> {
         let pages = self.rules().map(|rules| &*rules.error_pages).unwrap_or_default();
         let Some(page) = pages.get(index) else { return self.end() };
         let of_page = match page.page {
@@ -743,16 +745,16 @@ impl<W: Walk> Exchange<W> {
         if is_jump {
             // Its target may depend on the request.
             self.outcome.status = page_status.unwrap_or(status);
-            return self.replace(InternalRedirect::Page(index), at);
+            return self.jump(Jump::Page(index), at);
         }
         self.reply(ConfiguredReply::Page(index), 200, at)
     }
 
-    /// Redirects internally, at most [`MAX_REPLACED`] times.
-    fn replace(&mut self, internal: InternalRedirect, at: Moment) -> Step<W> {
-        if self.replaced == MAX_REPLACED {
+    /// Jumps to another route, at most [`MAX_JUMPS`] times.
+    fn jump(&mut self, jump: Jump, at: Moment) -> Step<W> {
+        if self.jumps == MAX_JUMPS {
             let route = self.route();
-            if !route.is_circle_told.swap(true, Ordering::Relaxed) {
+            if !route.is_loop_logged.swap(true, Ordering::Relaxed) {
                 tracing::warn!(
                     site = %self.site.config.name, route = %route.name,
                     "a request jumped ten times and is answered with 500: its jumps and error pages form a loop",
@@ -761,11 +763,11 @@ impl<W: Walk> Exchange<W> {
             self.is_page = true;
             return self.refuse(Refusal::Internal, at);
         }
-        self.replaced += 1;
-        note!(self, TraceEventKind::Replaced, at.now);
+        self.jumps += 1;
+        note!(self, TraceEventKind::Jumped, at.now);
         self.leave_backend();
         self.stage = Stage::Walking;
-        Step::Replace(internal)
+        Step::Jump(jump)
     }
 
     /// Sends a response from the configuration, whose own status is `status`.
@@ -792,7 +794,7 @@ impl<W: Walk> Exchange<W> {
         self.outcome.refusal = Some(refusal);
         let status = refusal.status();
         if let Some(page) = self.page_for(status) {
-            return self.turn_to_page(page, status, at);
+            return self.answer_with_page(page, status, at);
         }
         self.outcome.status = status;
         self.stage = Stage::Refusing;

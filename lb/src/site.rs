@@ -71,7 +71,7 @@ pub struct Route {
     /// Whether its rules set limits for backends.
     pub limits_backends: bool,
     /// Whether an endless loop of jumps from here has been logged.
-    pub is_circle_told: AtomicBool,
+    pub is_loop_logged: AtomicBool,
     pub action: Action,
 }
 
@@ -237,7 +237,7 @@ impl Site {
             is_internal: false,
             has_rules: config.fallback != Rules::default(),
             limits_backends: config.fallback.backend != BackendRules::default(),
-            is_circle_told: AtomicBool::new(false),
+            is_loop_logged: AtomicBool::new(false),
             action: Action::Missing,
         };
         let names = config.routes.iter().map(|route| route.name.clone()).zip(ids()).collect();
@@ -345,7 +345,7 @@ impl Route {
             is_internal: config.internal,
             has_rules: config.rules != Rules::default(),
             limits_backends: config.rules.backend != BackendRules::default(),
-            is_circle_told: AtomicBool::new(false),
+            is_loop_logged: AtomicBool::new(false),
             action,
         }
     }

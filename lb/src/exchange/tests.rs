@@ -60,7 +60,7 @@ struct Request {
 const GET: Request = Request { is_idempotent: true, body_length: None };
 
 fn direct(_: usize) -> DirectWalk {
-    DirectWalk { holds_body: false, is_preflight: false }
+    DirectWalk { buffers_body: false, is_preflight: false }
 }
 
 impl<W: Walk> Exchange<W> {
@@ -109,10 +109,10 @@ fn a_small_body_is_held_before_a_backend_is_chosen() {
         let info = RequestInfo { is_idempotent: false, body_length, ..info() };
         let mut exchange = Exchange::begin(start(found(&snapshot), info), std::iter::empty());
         let step = exchange.tell(Event::Begun);
-        assert_eq!(matches!(step, Step::Hold), holds, "{body_length:?}: {step:?}");
+        assert_eq!(matches!(step, Step::BufferBody), holds, "{body_length:?}: {step:?}");
         if holds {
             assert_eq!(exchange.in_flight(), 0);
-            assert!(matches!(exchange.tell(Event::Held), Step::Open(_)));
+            assert!(matches!(exchange.tell(Event::BodyBuffered), Step::Open(_)));
         }
     }
 }
@@ -294,7 +294,7 @@ impl Walk for Script {
             WalkEvent::Begun => "begun",
             WalkEvent::Waited(true) => "waited",
             WalkEvent::Waited(false) => "waited in vain",
-            WalkEvent::Held => "held",
+            WalkEvent::BodyBuffered => "held",
             WalkEvent::Sub(Answer { status: 200, has_body: true }) => "allowed",
             WalkEvent::Sub(_) => "forbidden",
             WalkEvent::Spawned => "spawned",
@@ -307,19 +307,24 @@ impl Walk for Script {
             return HeadVerdict::Pass;
         }
         self.replaces -= 1;
-        HeadVerdict::Replace(InternalRedirect::Page(0))
+        HeadVerdict::Jump(Jump::Page(0))
     }
 }
 
 #[test]
 fn a_walk_can_wait_hold_and_ask_before_it_acts() {
     let wait = Duration::from_millis(1);
-    let steps =
-        vec![WalkStep::Wait(wait), WalkStep::Hold, WalkStep::Sub("/auth"), WalkStep::Spawn("/mirror"), WalkStep::Act];
+    let steps = vec![
+        WalkStep::Wait(wait),
+        WalkStep::BufferBody,
+        WalkStep::Sub("/auth"),
+        WalkStep::Spawn("/mirror"),
+        WalkStep::Act,
+    ];
     let mut exchange = exchange(&GET, |_| Script::new(steps, 0));
     assert!(matches!(exchange.tell(Event::Begun), Step::Wait(info) if info == wait));
-    assert!(matches!(exchange.tell(Event::Waited(true)), Step::Hold));
-    assert!(matches!(exchange.tell(Event::Held), Step::Sub("/auth")));
+    assert!(matches!(exchange.tell(Event::Waited(true)), Step::BufferBody));
+    assert!(matches!(exchange.tell(Event::BodyBuffered), Step::Sub("/auth")));
     assert!(matches!(exchange.tell(Event::Sub(Answer { status: 200, has_body: true })), Step::Spawn("/mirror")));
     assert_eq!(exchange.in_flight(), 0);
     assert!(matches!(exchange.tell(Event::Spawned), Step::Open(_)));
@@ -349,15 +354,15 @@ fn a_walk_can_answer_and_the_client_can_disconnect() {
 fn a_response_is_replaced_ten_times_at_most() {
     let mut replaced = exchange(&GET, |_| Script::new(Vec::new(), 1));
     replaced.tell(Event::Begun);
-    assert!(matches!(replaced.tell(answer(404)), Step::Replace(InternalRedirect::Page(0))));
+    assert!(matches!(replaced.tell(answer(404)), Step::Jump(Jump::Page(0))));
     assert_eq!(replaced.in_flight(), 0, "the answer that was thrown away holds no backend");
     assert!(matches!(replaced.tell(Event::Begun), Step::Open(_)));
     assert!(matches!(replaced.tell(answer(404)), Step::Pass));
 
     let mut endless = exchange(&GET, |_| Script::new(Vec::new(), u32::MAX));
     endless.tell(Event::Begun);
-    for _ in 0..MAX_REPLACED {
-        assert!(matches!(endless.tell(answer(404)), Step::Replace(_)));
+    for _ in 0..MAX_JUMPS {
+        assert!(matches!(endless.tell(answer(404)), Step::Jump(_)));
         assert!(matches!(endless.tell(Event::Begun), Step::Open(_)));
     }
     assert!(matches!(endless.tell(answer(404)), Step::Refuse(Refusal::Internal)));

@@ -31,7 +31,7 @@ pub(super) enum TraceEventKind {
     /// The exchange began with its route.
     Begun,
     /// The whole body was buffered.
-    Held,
+    BodyBuffered,
     /// A wait or a subrequest ended.
     Waited,
     /// The index of the chosen backend in its pool.
@@ -39,8 +39,8 @@ pub(super) enum TraceEventKind {
     Failed(Failure),
     /// The status of the head that arrived.
     Answered(u16),
-    /// The answer was discarded for an internal redirect.
-    Replaced,
+    /// The response was discarded for a jump.
+    Jumped,
     Refused(Refusal),
     /// The status of a configured reply.
     Replied(u16),

@@ -23,9 +23,10 @@ pub trait Walk: fmt::Debug {
     fn head(&mut self, answer: &Answer) -> HeadVerdict;
 }
 
-/// Where an internal redirect goes.
+/// What sends a request on to another route of its site, before anything has been sent: an internal redirect, in
+/// nginx's words.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum InternalRedirect {
+pub enum Jump {
     /// The route's action.
     Action,
     /// The error page with this index in the route's rules.
@@ -38,7 +39,7 @@ pub enum WalkEvent<W: Walk + ?Sized> {
     Begun,
     Waited(W::Waited),
     /// The whole body is buffered.
-    Held,
+    BodyBuffered,
     /// The head of the answer to a subrequest.
     Sub(Answer),
     /// A subrequest that nothing waits for was started.
@@ -51,7 +52,7 @@ pub enum WalkStep<W: Walk + ?Sized> {
     Act,
     Wait(W::Wait),
     /// Buffer the whole body before choosing a backend.
-    Hold,
+    BufferBody,
     Sub(W::SubRequest),
     Spawn(W::SubRequest),
     Answer(Refusal),
@@ -62,14 +63,14 @@ pub enum WalkStep<W: Walk + ?Sized> {
 #[derive(Debug)]
 pub enum HeadVerdict {
     Pass,
-    Replace(InternalRedirect),
+    Jump(Jump),
 }
 
 /// The walk of a route without subrequests and waits.
 #[derive(Debug, Clone, Copy)]
 pub struct DirectWalk {
     /// Whether the whole body is buffered before there is an answer.
-    pub holds_body: bool,
+    pub buffers_body: bool,
     pub is_preflight: bool,
 }
 
@@ -82,9 +83,9 @@ impl Walk for DirectWalk {
     fn step(&mut self, event: WalkEvent<Self>) -> WalkStep<Self> {
         match event {
             WalkEvent::Begun if self.is_preflight => WalkStep::Preflight,
-            WalkEvent::Begun if self.holds_body => WalkStep::Hold,
+            WalkEvent::Begun if self.buffers_body => WalkStep::BufferBody,
             WalkEvent::Waited(never) => match never {},
-            WalkEvent::Begun | WalkEvent::Held | WalkEvent::Sub(_) | WalkEvent::Spawned => WalkStep::Act,
+            WalkEvent::Begun | WalkEvent::BodyBuffered | WalkEvent::Sub(_) | WalkEvent::Spawned => WalkStep::Act,
         }
     }
 

@@ -41,7 +41,7 @@ use crate::exchange::headers::Peer;
 use crate::exchange::limits::ClientLimits;
 use crate::exchange::refusal::{Refusal, RefusalFormat};
 use crate::exchange::reply::Reply;
-use crate::exchange::walk::InternalRedirect;
+use crate::exchange::walk::Jump;
 use crate::exchange::{Answer, ConfiguredReply, Event, Exchange, Moment, Outcome, Step};
 use crate::failure::{AttemptError, Failure};
 use crate::http::h1::rewrite::{self, Change, Edit, FieldName, FieldValue, Persistence, ResponsePlan};
@@ -523,9 +523,9 @@ impl ExchangeDriver<'_, '_> {
         loop {
             let at = Moment { now: self.now, client_waited: self.transfer.body.pace.waited() };
             let step = self.exchange.step(event, at);
-            let is_to_write = !matches!(step, Step::Hold);
+            let is_to_write = !matches!(step, Step::BufferBody);
             let prepared = match step {
-                Step::Hold => Ok(()),
+                Step::BufferBody => Ok(()),
                 Step::Open(endpoint) => self.open(endpoint, timer).await,
                 Step::Queue(full) => match self.queue(full, timer).await {
                     Ok(()) => {
@@ -543,8 +543,8 @@ impl ExchangeDriver<'_, '_> {
                     self.reply(configured, status);
                     Ok(())
                 }
-                Step::Replace(internal) => {
-                    event = self.turn(internal);
+                Step::Jump(jump) => {
+                    event = self.jump(jump);
                     continue;
                 }
                 Step::End => {
@@ -574,7 +574,7 @@ impl ExchangeDriver<'_, '_> {
                 if !self.transfer.body.pace.waited().is_zero() {
                     self.now = clock::now();
                 }
-                Event::Held
+                Event::BodyBuffered
             }
             TransferEvent::Head => {
                 self.now = clock::now();
@@ -739,15 +739,15 @@ impl ExchangeDriver<'_, '_> {
     /// Continues on another route instead of sending the current answer. Returns the event that begins the exchange
     /// there.
     #[cold]
-    fn turn(&mut self, internal: InternalRedirect) -> Event {
+    fn jump(&mut self, jump: Jump) -> Event {
         let is_at_hand = self.transfer.body.is_at_hand();
-        if matches!(internal, InternalRedirect::Page(_)) {
+        if matches!(jump, Jump::Page(_)) {
             let facts = RequestFacts::of(self.request, self.transfer.buffers, &self.exchange);
             self.request.state.status_fields = of_status(self.transfer.buffers, &self.exchange, &facts);
         }
         // The current answer is discarded, and so is its backend connection.
         self.transfer.give_up();
-        let event = request::turn(self.request, self.transfer.buffers, &mut self.exchange, internal, is_at_hand);
+        let event = request::jump(self.request, self.transfer.buffers, &mut self.exchange, jump, is_at_hand);
         self.transfer.limit(self.request.limits, self.exchange.retry_body_bytes());
         event
     }

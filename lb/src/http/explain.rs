@@ -94,10 +94,10 @@ pub(crate) fn explain(engine: &Engine, question: &Question<'_>) -> Result<Explan
     let mut event = request::beginning(&of, &buffers);
     let end = loop {
         event = match exchange.step(event, at) {
-            Step::Hold => Event::Held,
-            Step::Replace(internal) => {
+            Step::BufferBody => Event::BodyBuffered,
+            Step::Jump(jump) => {
                 let path_before = buffers.path.clone();
-                let begun = request::turn(&mut of, &mut buffers, &mut exchange, internal, true);
+                let begun = request::jump(&mut of, &mut buffers, &mut exchange, jump, true);
                 let mut visit = visit(&of, &buffers, &exchange);
                 if buffers.path == path_before {
                     (visit.path, visit.asked) = (None, Vec::new());

@@ -19,7 +19,7 @@ use crate::config::{ForwardedBy, ListenerSettings, RequestIdField, ServerConfig}
 use crate::exchange::headers::{Forwarding, Peer, ProxyClaims, RequestOrigin, XForwarded, write_request_id};
 use crate::exchange::limits::ClientLimits;
 use crate::exchange::refusal::Refusal;
-use crate::exchange::walk::InternalRedirect;
+use crate::exchange::walk::Jump;
 use crate::exchange::{Event, Exchange, ExchangeStart, RequestInfo};
 use crate::failure::{Failure, Fault};
 use crate::http::h1::head::{RequestHead, TargetForm};
@@ -50,7 +50,7 @@ const GENERATED_FIELDS: NameSet = NameSet::of(&[
 const CLIENT_CERTIFICATE_FIELDS: NameSet =
     NameSet::of(&[Name::ClientCert, Name::ClientCertChain, Name::XForwardedClientCert]);
 
-/// Changes to a request by internal redirects and error pages.
+/// Changes to a request by jumps and error pages.
 #[derive(Default)]
 pub(super) struct RequestState {
     /// The method is GET.
@@ -256,24 +256,24 @@ pub(super) fn pool_of(route: &Route, facts: &RequestFacts<'_>) -> usize {
     pools.iter().position(|of| of.pool.name.as_str().as_bytes() == name).unwrap_or(usize::MAX)
 }
 
-/// Redirects internally. Returns the event that begins the exchange on the new route. `is_body_at_hand`: the part of
+/// Jumps to another route. Returns the event that begins the exchange on the new route. `is_body_at_hand`: the part of
 /// the body that has arrived is still buffered.
 #[cold]
-pub(super) fn turn(
+pub(super) fn jump(
     of: &mut Request<'_>,
     buffers: &mut Buffers,
     exchange: &mut Exchange,
-    internal: InternalRedirect,
+    jump: Jump,
     is_body_at_hand: bool,
 ) -> Event {
     let site = Arc::clone(exchange.site());
-    let is_page = matches!(internal, InternalRedirect::Page(_));
-    let to = match internal {
-        InternalRedirect::Action => match &site.route(exchange.route_id()).action {
+    let is_page = matches!(jump, Jump::Page(_));
+    let to = match jump {
+        Jump::Action => match &site.route(exchange.route_id()).action {
             Action::Jump { to, .. } => Some(to),
             _ => None,
         },
-        InternalRedirect::Page(index) => {
+        Jump::Page(index) => {
             let pages = &site.rules(exchange.route_id()).error_pages;
             pages.get(index).and_then(|page| match &page.page {
                 Page::Jump(to) => Some(to),
@@ -365,7 +365,7 @@ pub(super) fn write_head(
     Ok(())
 }
 
-/// Whether the route's rules or internal redirects change the head for the backend.
+/// Whether the route's rules or jumps change the head for the backend.
 fn is_changed(of: &Request<'_>, buffers: &Buffers, exchange: &Exchange) -> bool {
     let changes = |rules: &Rules| {
         let HeaderEdits { host, changes } = &rules.request_headers;
@@ -375,7 +375,7 @@ fn is_changed(of: &Request<'_>, buffers: &Buffers, exchange: &Exchange) -> bool 
     is_get || omits_body || exchange.is_page() || !buffers.target.is_empty() || exchange.rules().is_some_and(changes)
 }
 
-/// Writes the head with the changes by the route's rules and internal redirects.
+/// Writes the head with the changes by the route's rules and jumps.
 #[inline(never)]
 fn write_changed_head(
     of: &Request<'_>,

@@ -139,7 +139,7 @@ impl Proxy {
             true => Event::Failed { failed: Failure::BodyTooLarge.into(), has_body: false },
             false => Event::Begun,
         });
-        if let Some(Step::Hold) = step {
+        if let Some(Step::BufferBody) = step {
             let held = state.hold(session).await;
             step = state.step(held);
         }
@@ -185,7 +185,7 @@ impl RequestState {
             Some(Step::Queue(full)) => self.next = Next::Queue(full),
             Some(Step::Refuse(refusal)) => self.refusal = Some(refusal),
             // Configurations with fixed answers or internal redirects are rejected, and a body is buffered only once.
-            Some(Step::Reply(..) | Step::Replace(_) | Step::Hold) => {
+            Some(Step::Reply(..) | Step::Jump(_) | Step::BufferBody) => {
                 if let Some(exchange) = &mut self.exchange {
                     exchange.reply_failed(Refusal::Internal);
                 }
@@ -209,7 +209,7 @@ impl RequestState {
         };
         self.client_has_sent(true);
         match read {
-            Ok(()) => Event::Held,
+            Ok(()) => Event::BodyBuffered,
             Err(mut e) => {
                 e.as_down();
                 let progress = AttemptProgress { has_head: false, is_reused: false, is_uploading: true };

@@ -135,7 +135,9 @@ async fn a_client_moves_within_one_request_when_its_backend_is_down() {
 #[tokio::test]
 async fn a_backend_inserted_before_the_choice_changes_no_clients_backend() {
     let origins = Origin::several(["a", "b", "c"]).await;
-    let balancer = Balancer::start(config(&origins)).await;
+    // Without probes: a machine that is busy enough would fail those of the cookie's backend.
+    let pool = |pool: Pool| pool.sticky("cookie = \"ROUTEID\"");
+    let balancer = Balancer::start(Config::of(&origins).app(pool)).await;
     let (cookie, name) = first_visit(&balancer).await;
     let new = Origin::start("new").await;
     let mut wire = balancer.connect().await;
@@ -143,7 +145,7 @@ async fn a_backend_inserted_before_the_choice_changes_no_clients_backend() {
     wire.send(head).await;
     // The exchange begins with its head, which is not visible from outside.
     tokio::time::sleep(std::time::Duration::from_millis(200)).await;
-    balancer.configure(&config(std::iter::once(&new).chain(&origins)));
+    balancer.configure(&Config::of(std::iter::once(&new).chain(&origins)).app(pool));
     balancer.change("POST", "/admin/reload", None).await;
     balancer.sees(&new, "healthy").await;
     wire.send("dy").await;

@@ -24,6 +24,7 @@ const GRACE_PERIOD: Duration = Duration::from_secs(300);
 const MAX_FIELDS: u32 = 256;
 const ELSEWHERE: &str = "a Pingora proxy does not do this: remove it, or have Evenkeel's engine carry the requests (App, or `evenkeel run`)";
 const OF_HTTP1: &str = "holds for HTTP/1.1 alone: Pingora has no such limit for HTTP/2";
+const OF_FIELDS: &str = "is more than Pingora reads, which is 256";
 const OF_READS: &str =
     "has no effect: a Pingora proxy waits as long for more of a response as for its head, by response_timeout";
 
@@ -292,7 +293,7 @@ impl Host {
             "h2c",
             "is for the service to say: set h2c of its HttpServerOptions, which is off by default",
         );
-        tell(max_fields > MAX_FIELDS, "max_fields", "is more than Pingora reads, which is 256");
+        tell(max_fields > MAX_FIELDS, "max_fields", OF_FIELDS);
         notes
     }
 
@@ -305,6 +306,7 @@ impl Host {
             ));
         }
         notes.extend((of.read_timeout != of.response_timeout).then(|| ("read_timeout", OF_READS.to_owned())));
+        notes.extend((of.max_fields > MAX_FIELDS).then(|| ("max_fields", OF_FIELDS.to_owned())));
         notes
     }
 

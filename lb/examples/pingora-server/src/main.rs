@@ -66,7 +66,6 @@ fn main() -> anyhow::Result<()> {
         tracing::warn!("{}", warning.in_file(&path));
     }
     let mut server = Server::new_with_opt_and_conf(pingora, of_pingora(&config.server, &path));
-    server.bootstrap();
     let control = Arc::new(Control::new(&path, config.clone(), metrics));
     match way {
         Way::Engine => {
@@ -88,6 +87,8 @@ fn main() -> anyhow::Result<()> {
             add(&mut server, management, listening(service, &config, tls)?);
         }
     }
+    // Only now, since in an upgrade it takes the sockets away from the former process.
+    server.bootstrap();
     server.run(RunArgs::default());
     Ok(())
 }

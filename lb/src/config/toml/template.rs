@@ -57,7 +57,7 @@ pub(super) fn commented_setting(line: &str) -> Option<&str> {
 }
 
 fn is_name(text: &str) -> bool {
-    !text.is_empty() && text.chars().all(|c| c.is_ascii_lowercase() || "_.".contains(c))
+    !text.is_empty() && text.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || "_.".contains(c))
 }
 
 impl<'t> Template<'t> {

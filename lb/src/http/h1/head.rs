@@ -374,13 +374,13 @@ impl RequestHead {
             }
         }
         if field.known() != Name::Other {
-            self.digest(&mut field, buf)?;
+            self.digest(&field, buf)?;
         }
         if self.fields.push(field, limits.fields) { Ok(()) } else { Err(Reject::TooManyFields) }
     }
 
     #[inline]
-    fn digest(&mut self, field: &mut Field, buf: &[u8]) -> Result<(), Reject> {
+    fn digest(&mut self, field: &Field, buf: &[u8]) -> Result<(), Reject> {
         let value = field.value(buf);
         match field.known() {
             Name::Host => self.digest_host(field, buf),
@@ -398,7 +398,7 @@ impl RequestHead {
     }
 
     /// Exactly one sound Host in HTTP/1.1, at most one in HTTP/1.0 (RFC 9112 §3.2).
-    fn digest_host(&mut self, field: &mut Field, buf: &[u8]) -> Result<(), Reject> {
+    fn digest_host(&mut self, field: &Field, buf: &[u8]) -> Result<(), Reject> {
         if self.facts.seen.host {
             return Err(Reject::RepeatedHost);
         }
@@ -406,13 +406,10 @@ impl RequestHead {
         if self.facts.authority.is_empty() {
             return self.digest_authority(buf, field.value_span()).ok_or(Reject::Host);
         }
-        // The target has named the authority already. Another one in Host is ignored (RFC 9112 §3.2.2), as by nginx.
+        // The target has named the authority already.
         let host = field.value(buf);
         authority::parse(host).ok_or(Reject::Host)?;
-        if !host.eq_ignore_ascii_case(self.facts.authority.of(buf)) {
-            field.mark_dropped();
-        }
-        Ok(())
+        if host.eq_ignore_ascii_case(self.facts.authority.of(buf)) { Ok(()) } else { Err(Reject::HostMismatch) }
     }
 
     /// One decimal number, once. RFC 9110 §8.6 lets identical repeats pass; two parsers have disagreed about them

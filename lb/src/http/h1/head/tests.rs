@@ -189,6 +189,8 @@ fn line_structure_against_the_grammar() {
 #[test]
 fn absolute_target_other_than_host() {
     let absolute = |target: &str, host: &str| format!("GET {target} HTTP/1.1\r\nHost: {host}\r\n\r\n");
+    refused(&absolute("http://a/", "b"), Reject::HostMismatch);
+    refused(&absolute("http://a:80/", "a"), Reject::HostMismatch);
     refused(&absolute("http://a/", "a/"), Reject::Host);
     refused(&absolute("ftp://a/", "a"), Reject::Scheme);
     for target in ["http://u@a/", "http:///x", "http://", "http://a:x/", "http://a%41/", "http://a\\b/"] {
@@ -204,13 +206,6 @@ fn absolute_target_other_than_host() {
     assert_eq!((head.form(), head.path(buf), head.query(buf)), (TargetForm::Http, &b"/"[..], Some(&b"q?r"[..])));
     assert_eq!((head.host(buf), head.port()), (Some(&b"A"[..]), Some(80)));
     assert_eq!(accepted(&absolute("https://a/x", "A")).form(), TargetForm::Https);
-    for (target, host, authority) in [("http://a/", "b", "a"), ("http://a:80/", "a", "a:80")] {
-        let text = absolute(target, host);
-        let head = accepted(&text);
-        let buf = text.as_bytes();
-        assert_eq!(head.authority(buf), Some(authority.as_bytes()), "the target wins");
-        assert_eq!(head.fields().value(buf, Name::Host), None, "and the other one is ignored");
-    }
 }
 
 #[test]

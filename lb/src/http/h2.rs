@@ -30,7 +30,7 @@ use tokio_util::io::poll_read_buf;
 use super::burst::wake_after_others;
 use super::client::serve_stream;
 use super::io::{Io, acknowledged};
-use super::pace::{Pace, Total};
+use super::pace::{Pace, RATE_GRACE, Total};
 use super::timer::Timer;
 use super::{CountGuard, Engine};
 use crate::clock::{self, timeout};
@@ -48,7 +48,8 @@ const MAX_READS_AT_ONCE: usize = 8;
 const MAX_FRAMES_AT_ONCE: usize = 256;
 const MAX_SERVED_AT_ONCE: usize = 16;
 
-/// How often within `send_timeout` it is looked whether a client has taken any of what the system holds for it.
+/// How often within `send_timeout`, or within [`RATE_GRACE`] if that is shorter, it is looked whether a client has taken
+/// any of what the system holds for it.
 const LOOKS: u32 = 8;
 
 /// A client is forgiven one lost stream each time this has passed: a proxy may cancel many requests of its own clients
@@ -230,6 +231,10 @@ impl<'a> Driver<'a> {
                 let listener = self.engine.listener();
                 self.pace = Pace::new(listener.min_rate, listener.send_timeout, None);
                 (self.pace_since, self.written_before) = (self.phase_since, self.link.total.written());
+            }
+            if is == Phase::Flushing {
+                // Of what a TLS session holds nothing is written to be counted: the client has `send_timeout` for it.
+                self.pace.fill();
             }
         }
         let is_idle = is == Phase::Idle;
@@ -443,7 +448,8 @@ impl<'a> Driver<'a> {
                 Phase::Idle => Some((self.phase_since, self.patience)),
             };
             let blocked = self.blocked.filter(|_| self.io.socket().is_some());
-            let of_look = blocked.map(|blocked| (blocked.looked_at, listener.send_timeout / LOOKS));
+            // Even the shortest patience, of a response that has just begun, leaves time for several.
+            let of_look = blocked.map(|blocked| (blocked.looked_at, listener.send_timeout.min(RATE_GRACE) / LOOKS));
             let ends = |(since, limit): &(Instant, Duration)| {
                 let end = since.checked_add(*limit);
                 (end.is_none(), end)

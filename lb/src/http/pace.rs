@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// No rate is required before this time: connections may start slowly.
-const RATE_GRACE: Duration = Duration::from_secs(5);
+pub(super) const RATE_GRACE: Duration = Duration::from_secs(5);
 
 /// The rate of one direction of one exchange.
 #[derive(Debug, Clone)]
@@ -43,10 +43,9 @@ pub struct Total(Arc<Counts>);
 
 #[derive(Debug)]
 struct Counts {
-    /// Bytes moved by exchanges. What they wrote may still be in a buffer of the connection.
+    /// Bytes moved by exchanges, some of them twice: once when they were written, maybe into a buffer, and once more when
+    /// they were seen to be acknowledged.
     moved: AtomicU64,
-    /// Bytes that were counted before they are moved.
-    lent: AtomicU64,
     /// Bytes of responses written to the client's socket, including the framing between them.
     written: AtomicU64,
     began: Instant,
@@ -57,8 +56,8 @@ struct Counts {
 impl Total {
     /// The total of a new connection.
     pub fn new(now: Instant) -> Self {
-        let [moved, lent, written, written_at] = [(); 4].map(|()| AtomicU64::new(0));
-        Self(Arc::new(Counts { moved, lent, written, began: now, written_at }))
+        let [moved, written, written_at] = [(); 3].map(|()| AtomicU64::new(0));
+        Self(Arc::new(Counts { moved, written, began: now, written_at }))
     }
 
     /// Counts `bytes` that the client's socket accepted, some of them bytes of responses.
@@ -67,11 +66,11 @@ impl Total {
         self.took(now);
     }
 
-    /// The client has acknowledged `bytes` since the socket last accepted any. They make room for as many later ones,
-    /// which are not counted again.
+    /// The client has acknowledged `bytes` since the socket last accepted any. They have been counted when they were
+    /// written. Nothing is taken back for that: what an exchange has left is bounded, and a later exchange of the
+    /// connection may not pay for this one.
     pub fn acknowledged(&self, bytes: u64, now: Instant) {
         self.0.moved.fetch_add(bytes, Ordering::Relaxed);
-        self.0.lent.fetch_add(bytes, Ordering::Relaxed);
         self.took(now);
     }
 
@@ -93,13 +92,7 @@ impl Total {
 
     /// An exchange has moved `bytes`.
     fn count(&self, bytes: u64) {
-        // Only tasks of one thread change it.
-        let lent = self.0.lent.load(Ordering::Relaxed);
-        let repaid = lent.min(bytes);
-        if repaid > 0 {
-            self.0.lent.store(lent - repaid, Ordering::Relaxed);
-        }
-        self.0.moved.fetch_add(bytes - repaid, Ordering::Relaxed);
+        self.0.moved.fetch_add(bytes, Ordering::Relaxed);
     }
 
     fn moved(&self) -> u64 {
@@ -193,6 +186,11 @@ impl Pace {
     /// `waited` that was told to [`Self::moved`] was for this exchange alone.
     pub(super) fn waited_alone(&mut self, waited: Duration) {
         self.left_alone = self.left_alone.saturating_sub(nanoseconds(waited)).max(-self.most);
+    }
+
+    /// The client may take as long as a single wait may.
+    pub(super) fn fill(&mut self) {
+        self.left = self.most;
     }
 
     /// Counts `bytes` of this exchange before they are moved.
@@ -322,14 +320,16 @@ mod tests {
     }
 
     #[test]
-    fn what_the_client_acknowledges_ends_a_stall_and_counts_once() {
+    fn what_the_client_acknowledges_ends_a_stall_and_costs_no_later_exchange() {
         let now = Instant::now();
         let total = Total::new(now);
         let mut pace = pace(240, Some(&total));
         pace.moved(0, RATE_GRACE);
         total.acknowledged(480, now + SECOND);
         assert_eq!((total.stalled(now + SECOND), pace.patience(LIMIT)), (Duration::ZERO, 2 * SECOND));
-        pace.moved(480 + 240, Duration::ZERO);
-        assert_eq!(pace.patience(LIMIT), 3 * SECOND);
+        let mut later = self::pace(240, Some(&total));
+        later.moved(0, RATE_GRACE);
+        later.moved(480, Duration::ZERO);
+        assert_eq!(later.patience(LIMIT), 2 * SECOND, "each byte of a later exchange counts");
     }
 }

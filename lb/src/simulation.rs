@@ -393,7 +393,8 @@ fn record_shedding(link: &Arc<Link>) {
         for exchange in &mut history.exchanges {
             let is_on_it = exchange.client.as_ref().is_some_and(|client| Arc::ptr_eq(client, link));
             if is_on_it {
-                exchange.shed_at = Some(read);
+                // Now: a client that writes the rest to the closed connection takes that for the end of its request.
+                exchange.was_shed_early = Some(read < exchange.request_end);
             }
         }
     });
@@ -455,7 +456,7 @@ fn record_request(request: &mut PlannedRequest, is_client_at_fault: bool, reads_
             attempts: Vec::new(),
             is_client_at_fault,
             is_followed: false,
-            shed_at: None,
+            was_shed_early: None,
             reads_late,
             response: None,
             written: 0,

@@ -111,8 +111,9 @@ pub(super) struct Exchange {
     pub is_client_at_fault: bool,
     /// The client has pipelined further requests behind this one.
     pub is_followed: bool,
-    /// How many bytes the balancer had read of the client's connection when it shed it; `None` if it did not.
-    pub shed_at: Option<u64>,
+    /// Whether part of the request was still to be read when the balancer shed the client's connection; `None` if it
+    /// did not shed it.
+    pub was_shed_early: Option<bool>,
     /// The client reads the response only after it has sent the request.
     pub reads_late: bool,
     /// The complete response that the client has received, if any.
@@ -255,7 +256,7 @@ impl Exchange {
     /// Whether a reset may discard the response after it was sent, because the balancer shed the connection while the
     /// client was still sending this request or further ones. This can happen whenever a lingering close ends early.
     pub(super) fn may_be_lost_to_shedding(&self) -> bool {
-        self.shed_at.is_some_and(|read| read < self.request_end || self.is_followed)
+        self.was_shed_early.is_some_and(|early| early || self.is_followed)
     }
 }
 

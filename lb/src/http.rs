@@ -229,7 +229,7 @@ impl Engine {
     pub fn close(&self, settings: ListenerSettings) {
         // A listener is closed only once.
         let _ = self.last_settings.set(settings);
-        self.thread.call();
+        self.thread.recheck_idle();
     }
 
     /// Closes idle connections at once and busy ones after their current exchange, because who may connect has changed.
@@ -237,7 +237,7 @@ impl Engine {
     /// force.
     pub fn revoke(&self) {
         self.is_revoked.store(true, Ordering::Release);
-        self.thread.call();
+        self.thread.recheck_idle();
     }
 
     /// The index of this listener in a snapshot; `None` if the snapshot no longer has it.
@@ -369,13 +369,13 @@ impl ThreadState {
         Self { shutdown, idle, lingering, handshakes, handshake_turn, exchanges, to_shed, min_idle_ms, sheddings }
     }
 
-    /// Wakes idle connections when the stop begins.
-    pub fn begin(&self) {
+    /// Wakes idle connections, so that they close. Call this once the stop has begun.
+    pub fn wake_idle(&self) {
         self.idle.notify_waiters();
     }
 
-    /// Wakes idle connections so that they check for changes.
-    fn call(&self) {
+    /// Has idle connections check whether they are to close.
+    fn recheck_idle(&self) {
         self.sheddings.fetch_add(1, Ordering::AcqRel);
         self.idle.notify_waiters();
     }
@@ -394,7 +394,7 @@ impl ThreadState {
         let lingering = self.lingering.shed(count);
         self.min_idle_ms.store(min_idle.as_millis() as u64, Ordering::Relaxed);
         self.to_shed.store(count - lingering, Ordering::Release);
-        self.call();
+        self.recheck_idle();
     }
 
     fn shed_nobody(&self) {
@@ -408,8 +408,8 @@ impl ThreadState {
         idle_for.as_millis() >= u128::from(self.min_idle_ms.load(Ordering::Relaxed)) && take_one(&self.to_shed)
     }
 
-    /// Whether the stop has begun. From then on idle connections close at once, busy ones after their current exchange.
-    pub fn has_begun(&self) -> bool {
+    /// Whether the process stops: idle connections close at once, busy ones after their current exchange.
+    pub fn is_stopping(&self) -> bool {
         self.shutdown.phase() == Phase::Stopping
     }
 }

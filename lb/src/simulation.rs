@@ -316,7 +316,7 @@ enum Plan {
 async fn run_client(balancer: Rc<Balancer>, number: u64, delay: Duration, plans: Vec<Plan>, scale: Scale) {
     clock::sleep(delay).await;
     for (turn, plan) in plans.into_iter().enumerate() {
-        if balancer.thread.has_begun() {
+        if balancer.thread.is_stopping() {
             return;
         }
         let (balancer_pipe, actor_pipe) = Pipe::pair(format!("c{number}.{turn}"), 0, scale.conditions());

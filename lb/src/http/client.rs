@@ -234,7 +234,7 @@ async fn first_bytes<'e>(
                 Poll::Ready(_) => Poll::Ready(IdleEvent::End),
                 Poll::Pending if engine.is_revoked() => Poll::Ready(IdleEvent::End),
                 // A new client's first request may be on its way; the stop does not wait for long.
-                Poll::Pending if engine.thread.has_begun() && !idle.is_new && !client.has_more_to_read() => {
+                Poll::Pending if engine.thread.is_stopping() && !idle.is_new && !client.has_more_to_read() => {
                     Poll::Ready(IdleEvent::End)
                 }
                 Poll::Pending if wakeups.ask_to_leave(engine, cx) => Poll::Ready(IdleEvent::Shedding),

@@ -402,7 +402,7 @@ impl<'a> Driver<'a> {
     /// Ends an idle connection, or asks the client of a busy one to leave, where that is due.
     fn leave(&mut self, cx: &mut Context<'_>, is_idle: bool) -> Result<(), Over> {
         let engine = self.engine;
-        if is_idle && (engine.thread.has_begun() || self.is_leaving && !engine.is_closed() || self.is_shed()) {
+        if is_idle && (engine.thread.is_stopping() || self.is_leaving && !engine.is_closed() || self.is_shed()) {
             return Err(Over::Leave);
         }
         if !self.is_leaving && (engine.is_closed() || !is_idle && !engine.keeps_clients()) {
@@ -559,7 +559,7 @@ pub(super) async fn stopping(engine: &Engine) {
     loop {
         let mut notified = pin!(engine.thread.idle.notified());
         notified.as_mut().enable();
-        if engine.thread.has_begun() || engine.is_closed() {
+        if engine.thread.is_stopping() || engine.is_closed() {
             return;
         }
         notified.await;

@@ -134,7 +134,7 @@ pub(super) fn run(
         }
         // The tasks have seen the same signal and end by themselves.
         while accepting.join_next().await.is_some() {}
-        state.begin();
+        state.wake_idle();
         let has_finished = finish(state, &alive, shutdown).await;
         sweeping.abort();
         idle::clear();

@@ -191,7 +191,7 @@ impl ServerApp for App {
     async fn cleanup(&self) {
         let timeout = self.context.control.snapshot().config.server.shutdown_timeout;
         self.context.shutdown.stop(Instant::now() + timeout);
-        self.thread_states.iter().for_each(|thread| thread.begin());
+        self.thread_states.iter().for_each(|thread| thread.wake_idle());
     }
 }
 

@@ -124,7 +124,7 @@ pub(super) async fn stop(balancer: Rc<Balancer>) {
     let timeout = milliseconds(0, if one_in(2) { 60_000 } else { 50 });
     trace(|| format!("operator: the balancer stops within {timeout:?}"));
     balancer.shutdown.stop(clock::now() + timeout);
-    balancer.thread.begin();
+    balancer.thread.wake_idle();
     clock::sleep(timeout).await;
     trace(|| "operator: the balancer is cut off".to_owned());
     with(|history| {

@@ -310,7 +310,7 @@ impl Endpoint {
         rules.consecutive_failures != 0 && failures >= rules.consecutive_failures
     }
 
-    /// The last failures of real traffic, at most `most`, for example `reset at 10.0.0.1:80 (3 times), status 503 at
+    /// The last failures of real traffic, at most `max`, for example `reset at 10.0.0.1:80 (3 times), status 503 at
     /// …`.
     pub fn last_failures(&self, max: usize) -> String {
         let vitals = self.vitals();

@@ -570,7 +570,7 @@ impl ExchangeDriver<'_, '_> {
     /// Translates what happened in the transfer to an event for the exchange.
     fn learn(&mut self, happened: TransferEvent) -> Event {
         match happened {
-            TransferEvent::Held => {
+            TransferEvent::BodyBuffered => {
                 if !self.transfer.body.pace.waited().is_zero() {
                     self.now = clock::now();
                 }

@@ -24,7 +24,8 @@ pub(super) struct Content {
     end: usize,
     /// How many bytes of the content have been dropped from its beginning.
     dropped: u64,
-    most: Option<u64>,
+    /// `None`: no limit.
+    max_bytes: Option<u64>,
     /// How many bytes may be kept for a retry.
     keep: usize,
     /// Whether the client was sent a 100 response. It gets only one.
@@ -44,9 +45,9 @@ pub(super) struct Cursor {
 
 impl Content {
     /// Content behind a head that ends at `start`.
-    pub(super) fn new(framing: Framing, start: usize, most: Option<u64>, keep: usize, pace: Pace) -> Self {
+    pub(super) fn new(framing: Framing, start: usize, max_bytes: Option<u64>, keep: usize, pace: Pace) -> Self {
         let reader = BodyReader::new(framing, CHUNK_LIMITS);
-        Self { framing, reader, start, end: start, dropped: 0, most, keep, has_continued: false, pace }
+        Self { framing, reader, start, end: start, dropped: 0, max_bytes, keep, has_continued: false, pace }
     }
 
     /// Content of a request that nobody reads.
@@ -54,9 +55,9 @@ impl Content {
         Self::new(Framing::None, 0, None, 0, Pace::new(None, Duration::ZERO, None))
     }
 
-    /// Applies other limits from here on. Content that is held already stays, even beyond them.
-    pub(super) fn limit(&mut self, most: Option<u64>, keep: usize) {
-        (self.most, self.keep) = (most, keep.max(self.end - self.start));
+    /// Applies other limits from here on. Content that is buffered already stays, even beyond them.
+    pub(super) fn limit(&mut self, max_bytes: Option<u64>, keep: usize) {
+        (self.max_bytes, self.keep) = (max_bytes, keep.max(self.end - self.start));
     }
 
     pub(super) fn is_chunked(&self) -> bool {
@@ -73,7 +74,7 @@ impl Content {
         self.dropped == 0 && self.end - self.start <= self.keep
     }
 
-    /// Whether the beginning is still held, for a new cursor.
+    /// Whether the beginning is still buffered, for a new cursor.
     pub(super) fn has_beginning(&self) -> bool {
         self.dropped == 0
     }
@@ -120,7 +121,7 @@ impl Content {
         let received = self.received();
         self.pace.moved(received - before, Duration::ZERO);
         let known = received.saturating_add(self.reader.left_of_chunk());
-        if self.most.is_some_and(|most| known > most) { Err(Failure::BodyTooLarge) } else { Ok(()) }
+        if self.max_bytes.is_some_and(|max| known > max) { Err(Failure::BodyTooLarge) } else { Ok(()) }
     }
 
     /// The part of the buffer that `cursor` still has to read.
@@ -261,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn held_content_stays_when_limits_change() {
+    fn buffered_content_stays_when_limits_change() {
         let mut content = content(Framing::Length(9), 100);
         let mut buffer = [HEAD, b"abcdefg"].concat();
         content.take_in(&mut buffer).expect("sound");

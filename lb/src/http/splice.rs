@@ -68,7 +68,7 @@ impl Pipe {
         self.filled == 0
     }
 
-    /// Moves at most `most` bytes from `from` into the pipe; 0: end of file.
+    /// Moves at most `max` bytes from `from` into the pipe; 0: end of file.
     pub(crate) fn poll_fill(&mut self, cx: &mut Context<'_>, from: Plain<'_>, max: usize) -> Poll<io::Result<usize>> {
         loop {
             ready!(from.poll_read_ready(cx))?;

@@ -73,7 +73,7 @@ const MAX_UNSEEN_TLS_BYTES: u64 = 128 * 1024;
 #[derive(Debug)]
 pub(super) enum Upload {
     /// No backend is chosen. Received content is buffered.
-    Holding,
+    Buffering,
     /// Head and content are being sent. More content may have to be read from the client.
     Sending(RequestWriter),
     /// The client has sent everything, but the backend has not accepted all of it yet.
@@ -110,7 +110,7 @@ pub(super) enum Download {
     Waiting,
     /// The head has arrived; it ends at this offset in `from_backend`. Nothing of it has been sent, so another response
     /// may still replace it.
-    Held(usize),
+    HeadReceived(usize),
     /// Content is passed on from the backend.
     Sending(ResponseContent),
     /// Content of our own still has to be sent.
@@ -139,7 +139,7 @@ pub(super) struct ResponseContent {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum TransferEvent {
     /// The whole body is buffered.
-    Held,
+    BodyBuffered,
     /// The head of the final response has arrived.
     Head,
     /// The response was sent completely.
@@ -254,7 +254,7 @@ impl<'a> Transfer<'a> {
             client,
             buffers,
             body,
-            upload: Upload::Holding,
+            upload: Upload::Buffering,
             download: Download::Waiting,
             upstream: None,
             plan: None,
@@ -340,7 +340,7 @@ impl<'a> Transfer<'a> {
     /// Abandons the current attempt and its connection.
     pub(super) fn give_up(&mut self) {
         self.upstream = None;
-        self.upload = Upload::Holding;
+        self.upload = Upload::Buffering;
         self.download = Download::Waiting;
         self.head_by = None;
         self.buffers.to_backend.clear();
@@ -356,13 +356,13 @@ impl<'a> Transfer<'a> {
         self.pace.ask(limits.min_rate, limits.send_timeout, total);
     }
 
-    /// Sends the response whose head is held. `write` writes the head for the client, and returns how the content is
+    /// Sends the response whose head has been received. `write` writes the head for the client, and returns how the content is
     /// framed and whether the connection is kept alive.
     pub(super) fn pass(
         &mut self,
         write: impl FnOnce(&mut Buffers, &Content) -> (ResponseBody, bool),
     ) -> Result<(), Failure> {
-        let (Download::Held(head), Some(Upstream::H1(h1))) = (&self.download, &mut self.upstream) else {
+        let (Download::HeadReceived(head), Some(Upstream::H1(h1))) = (&self.download, &mut self.upstream) else {
             return Ok(());
         };
         let head = *head;
@@ -406,7 +406,7 @@ impl<'a> Transfer<'a> {
 
     /// Continues as a tunnel. `write` writes the head for the client to `to_client`.
     pub(super) fn switch(&mut self, write: impl FnOnce(&mut Buffers)) {
-        let (Download::Held(head), Some(plan)) = (&self.download, &self.plan) else { return };
+        let (Download::HeadReceived(head), Some(plan)) = (&self.download, &self.plan) else { return };
         let own = self.own_limits.as_ref().map(|own| own.tunnel_timeout);
         let (head, tunnel_timeout) = (*head, own.unwrap_or(plan.settings.tunnel_timeout));
         write(self.buffers);
@@ -457,7 +457,7 @@ impl<'a> Transfer<'a> {
         // The current waits; most turns wait for nothing.
         let mut waits = None;
         poll_fn(|cx| {
-            let mut bytes_left = self.most_at_once();
+            let mut bytes_left = self.max_at_once();
             loop {
                 let turn = self.poll(cx);
                 bytes_left = bytes_left.saturating_sub(self.moved.from_client + self.moved.from_backend);
@@ -493,7 +493,7 @@ impl<'a> Transfer<'a> {
     }
 
     /// How much may be read before other exchanges get their turn.
-    fn most_at_once(&self) -> u64 {
+    fn max_at_once(&self) -> u64 {
         let has_chunks = match &self.download {
             Download::Sending(content) => !content.body.is_plain(),
             _ => false,
@@ -501,7 +501,7 @@ impl<'a> Transfer<'a> {
         if has_chunks || self.body.is_chunked() { MAX_CHUNKED_BYTES_AT_ONCE } else { MAX_BYTES_AT_ONCE }
     }
 
-    /// The head that is held. No part of it has been sent.
+    /// The received head. No part of it has been sent.
     pub(super) fn response(&self) -> &ResponseHead {
         &self.buffers.response
     }
@@ -606,7 +606,7 @@ impl<'a> Transfer<'a> {
             return Ok(None);
         }
         match self.upload {
-            Upload::Holding => return self.poll_hold(cx),
+            Upload::Buffering => return self.poll_buffer_body(cx),
             Upload::Sending(_) | Upload::Flushing(_) => self.poll_send(cx)?,
             Upload::Sent => self.watch_client(cx)?,
             // A retry may still need the body.
@@ -624,11 +624,11 @@ impl<'a> Transfer<'a> {
     }
 
     /// Buffers a small body completely, so that no backend waits for a slow client.
-    fn poll_hold(&mut self, cx: &mut Context<'_>) -> Result<Option<TransferEvent>, Failure> {
+    fn poll_buffer_body(&mut self, cx: &mut Context<'_>) -> Result<Option<TransferEvent>, Failure> {
         loop {
             self.body.take_in(&mut self.buffers.from_client)?;
             if self.body.is_done() {
-                return Ok(Some(TransferEvent::Held));
+                return Ok(Some(TransferEvent::BodyBuffered));
             }
             let missing = self.body.bytes_left(&self.buffers.from_client).and_then(|left| usize::try_from(left).ok());
             self.buffers.from_client.reserve(missing.unwrap_or(READ_BYTES));
@@ -833,7 +833,7 @@ impl<'a> Transfer<'a> {
                     self.download = Download::Sent;
                     return Ok(Some(TransferEvent::Sent));
                 }
-                Download::Held(_) | Download::Sent | Download::Tunnel(_) => return Ok(None),
+                Download::HeadReceived(_) | Download::Sent | Download::Tunnel(_) => return Ok(None),
             }
         }
         self.moved.is_unfinished = true;
@@ -880,7 +880,7 @@ impl<'a> Transfer<'a> {
             let Buffers { from_backend, request, response, .. } = &mut *self.buffers;
             if !from_backend.is_empty() {
                 match response.parse(from_backend, request.method(), &limits) {
-                    Parsed::Complete(head) if !response.is_interim() => return self.hold(head).map(Some),
+                    Parsed::Complete(head) if !response.is_interim() => return self.receive_head(head).map(Some),
                     Parsed::Complete(head) => {
                         self.pass_interim(head)?;
                         return Ok(None);
@@ -914,13 +914,14 @@ impl<'a> Transfer<'a> {
         }
     }
 
-    fn hold(&mut self, head: usize) -> Result<TransferEvent, Failure> {
+    /// Keeps the head of the final response, which ends at offset `head`, until the exchange has decided on it.
+    fn receive_head(&mut self, head: usize) -> Result<TransferEvent, Failure> {
         let Buffers { response, from_backend, .. } = &*self.buffers;
         // Check the content that arrived with the head while another backend can still be tried.
         if !ResponseBody::begins_well(response.framing(), &from_backend[head..]) {
             return Err(Failure::ResponseBodyMalformed);
         }
-        self.download = Download::Held(head);
+        self.download = Download::HeadReceived(head);
         Ok(TransferEvent::Head)
     }
 
@@ -978,8 +979,8 @@ impl<'a> Transfer<'a> {
                     Poll::Pending => Ok(false),
                 };
             }
-            let most = body.plain_bytes_left().map_or(0, |left| usize::try_from(left).unwrap_or(usize::MAX));
-            return match pipe.poll_fill(cx, backend, most) {
+            let max = body.plain_bytes_left().map_or(0, |left| usize::try_from(left).unwrap_or(usize::MAX));
+            return match pipe.poll_fill(cx, backend, max) {
                 Poll::Ready(Ok(count)) if count > 0 => {
                     self.moved.from_backend += count as u64;
                     Ok(true)

@@ -219,7 +219,7 @@ impl Pipe {
         self.read_with(cx, buffer.len(), |bytes| buffer[..bytes.len()].copy_from_slice(bytes))
     }
 
-    /// Passes at most `most` bytes to `sink`. Returns how many; 0: the other side has closed.
+    /// Passes at most `max` bytes to `sink`. Returns how many; 0: the other side has closed.
     fn read_with(&self, cx: &mut Context<'_>, max: usize, sink: impl FnOnce(&[u8])) -> Poll<io::Result<usize>> {
         let mut state = self.link.state();
         let State { directions, conditions, .. } = &mut *state;

@@ -69,7 +69,7 @@ impl Transfer<'_> {
     /// long as that takes: the backend may not want the rest, and the client need not send what it held back.
     fn upload_wait(&mut self) -> Option<(Wait, Duration)> {
         let wait = match &self.upload {
-            Upload::Holding => Wait::Content,
+            Upload::Buffering => Wait::Content,
             Upload::Flushing(_) => Wait::Backend(Failure::WriteTimeout),
             Upload::Sending(writing) if self.owes_backend(writing) => Wait::Backend(Failure::WriteTimeout),
             Upload::Sending(_) if self.awaits_continue() => Wait::Continue,
@@ -144,8 +144,8 @@ impl Transfer<'_> {
             }
             Download::Sending(ResponseContent { pipe: Some(pipe), .. }) if !pipe.is_empty() => client(),
             Download::Sending(_) => {
-                let is_clients = matches!(upload, Some((Wait::Content, _))) && !self.holds_content_back();
-                let failure = if is_clients { Failure::ClientTimeout } else { Failure::ResponseStalled };
+                let is_client_to_blame = matches!(upload, Some((Wait::Content, _))) && !self.holds_content_back();
+                let failure = if is_client_to_blame { Failure::ClientTimeout } else { Failure::ResponseStalled };
                 Some((Wait::Backend(failure), rest(own.map_or(settings.read_timeout, |own| own.read_timeout))))
             }
             _ => None,

@@ -16,10 +16,10 @@ pub(super) const RATE_GRACE: Duration = Duration::from_secs(5);
 /// The rate of one direction of one exchange.
 #[derive(Debug, Clone)]
 pub(super) struct Pace {
-    /// Bytes per second.
-    least: Option<NonZero<u32>>,
+    /// Bytes per second; `None`: any.
+    min_rate: Option<NonZero<u32>>,
     /// The limit on `left` and `left_alone`, in nanoseconds, and on what may be missing there.
-    most: i64,
+    max_left: i64,
     /// How much longer the client may keep us waiting, in nanoseconds, apart from what `moved` earns. Below zero it has
     /// taken too long.
     left: i64,
@@ -102,22 +102,22 @@ impl Total {
 
 impl Pace {
     /// `limit`: how long a single wait may take. `connection`: if it carries several exchanges at once.
-    pub(super) fn new(least: Option<NonZero<u32>>, limit: Duration, connection: Option<&Total>) -> Self {
+    pub(super) fn new(min_rate: Option<NonZero<u32>>, limit: Duration, connection: Option<&Total>) -> Self {
         Self {
-            least,
-            most: nanoseconds(limit.max(RATE_GRACE)),
+            min_rate,
+            max_left: nanoseconds(limit.max(RATE_GRACE)),
             left: nanoseconds(RATE_GRACE),
             left_alone: nanoseconds(RATE_GRACE),
             moved: 0,
             lent: 0,
             waited: Duration::ZERO,
-            connection: connection.filter(|_| least.is_some()).map(|total| (total.clone(), total.moved())),
+            connection: connection.filter(|_| min_rate.is_some()).map(|total| (total.clone(), total.moved())),
         }
     }
 
     /// Requires another rate, from now on.
-    pub(super) fn ask(&mut self, least: Option<NonZero<u32>>, limit: Duration, connection: Option<&Total>) {
-        *self = Self { waited: self.waited, ..Self::new(least, limit, connection) };
+    pub(super) fn require(&mut self, min_rate: Option<NonZero<u32>>, limit: Duration, connection: Option<&Total>) {
+        *self = Self { waited: self.waited, ..Self::new(min_rate, limit, connection) };
     }
 
     /// How long the client may keep us waiting now, if a single wait may take `limit`.
@@ -133,17 +133,17 @@ impl Pace {
     }
 
     fn bounded(&self, limit: Duration, left: i64, moved: u64) -> Duration {
-        if self.least.is_none() {
+        if self.min_rate.is_none() {
             return limit;
         }
-        let left = left.saturating_add(self.earned(moved)).min(self.most);
+        let left = left.saturating_add(self.earned(moved)).min(self.max_left);
         limit.min(Duration::from_nanos(left.max(0).unsigned_abs()))
     }
 
     /// For how many nanoseconds the client may keep us waiting where so much has moved.
     fn earned(&self, moved: u64) -> i64 {
-        let least = self.least.map_or(1, |least| u64::from(least.get()));
-        i64::try_from(moved.saturating_mul(1_000_000_000) / least).unwrap_or(i64::MAX)
+        let min_rate = self.min_rate.map_or(1, |rate| u64::from(rate.get()));
+        i64::try_from(moved.saturating_mul(1_000_000_000) / min_rate).unwrap_or(i64::MAX)
     }
 
     /// How long the client has kept us waiting in total.
@@ -170,9 +170,9 @@ impl Pace {
         let waited = nanoseconds(waited);
         let moved = std::mem::take(&mut self.moved);
         let own = self.earned(moved);
-        self.left_alone = self.left_alone.saturating_add(own).min(self.most);
+        self.left_alone = self.left_alone.saturating_add(own).min(self.max_left);
         let left = match &mut self.connection {
-            None => self.left.saturating_add(own).min(self.most).saturating_sub(waited),
+            None => self.left.saturating_add(own).min(self.max_left).saturating_sub(waited),
             Some((total, seen)) => {
                 // Other exchanges moved it before the wait, or meanwhile.
                 let now = total.moved();
@@ -180,17 +180,17 @@ impl Pace {
                 self.left.saturating_add(self.earned(moved)).saturating_sub(waited)
             }
         };
-        self.left = left.clamp(-self.most, self.most);
+        self.left = left.clamp(-self.max_left, self.max_left);
     }
 
     /// `waited` that was told to [`Self::moved`] was for this exchange alone.
     pub(super) fn waited_alone(&mut self, waited: Duration) {
-        self.left_alone = self.left_alone.saturating_sub(nanoseconds(waited)).max(-self.most);
+        self.left_alone = self.left_alone.saturating_sub(nanoseconds(waited)).max(-self.max_left);
     }
 
     /// The client may take as long as a single wait may.
     pub(super) fn fill(&mut self) {
-        self.left = self.most;
+        self.left = self.max_left;
     }
 
     /// Counts `bytes` of this exchange before they are moved.
@@ -211,8 +211,8 @@ mod tests {
     const LIMIT: Duration = Duration::from_secs(60);
     const SECOND: Duration = Duration::from_secs(1);
 
-    fn pace(least: u32, connection: Option<&Total>) -> Pace {
-        Pace::new(NonZero::new(least), LIMIT, connection)
+    fn pace(min_rate: u32, connection: Option<&Total>) -> Pace {
+        Pace::new(NonZero::new(min_rate), LIMIT, connection)
     }
 
     #[test]
@@ -260,9 +260,9 @@ mod tests {
     fn another_rate_applies_from_then_on() {
         let mut pace = Pace::new(None, LIMIT, None);
         pace.moved(240 * 10, RATE_GRACE + SECOND);
-        pace.ask(NonZero::new(240), LIMIT, None);
+        pace.require(NonZero::new(240), LIMIT, None);
         assert_eq!(pace.patience(LIMIT), RATE_GRACE);
-        pace.ask(None, LIMIT, None);
+        pace.require(None, LIMIT, None);
         assert_eq!((pace.patience(LIMIT), pace.waited()), (LIMIT, RATE_GRACE + SECOND));
     }
 
@@ -294,7 +294,7 @@ mod tests {
         slow.moved(240, 4 * SECOND);
         slow.waited_alone(4 * SECOND);
         assert_eq!((slow.patience(LIMIT), slow.patience_alone(LIMIT)), (57 * SECOND, 2 * SECOND));
-        slow.ask(None, LIMIT, None);
+        slow.require(None, LIMIT, None);
         assert_eq!(slow.patience_alone(LIMIT), LIMIT);
     }
 

@@ -352,8 +352,8 @@ impl<'a> Transfer<'a> {
         self.limits = limits;
         self.body.limit(limits.max_body_bytes, keep);
         let total = self.client.total();
-        self.body.pace.ask(limits.min_rate, limits.body_timeout, total);
-        self.pace.ask(limits.min_rate, limits.send_timeout, total);
+        self.body.pace.require(limits.min_rate, limits.body_timeout, total);
+        self.pace.require(limits.min_rate, limits.send_timeout, total);
     }
 
     /// Sends the response whose head has been received. `write` writes the head for the client, and returns how the content is

@@ -75,11 +75,6 @@ impl Limits {
         Ok(Limits { line_bytes, head_bytes, fields, ..Limits::default() })
     }
 
-    /// The most bytes that a parser needs for a result: the minimum size of a read buffer.
-    pub fn buffer_bytes(&self) -> usize {
-        BLANK_BYTES + self.head_bytes
-    }
-
     /// The maximum size of a head in bytes.
     pub fn head_bytes(&self) -> usize {
         self.head_bytes

@@ -1,6 +1,6 @@
 //! Runs tasks one step at a time, in an order that the seed gives, in simulated time.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -31,7 +31,6 @@ pub(super) enum Kind {
 thread_local! {
     static READY: RefCell<Vec<u64>> = const { RefCell::new(Vec::new()) };
     static SPAWNED: RefCell<Vec<(Kind, Task)>> = const { RefCell::new(Vec::new()) };
-    static NOW_RUNNING: Cell<usize> = const { Cell::new(0) };
 }
 
 struct TaskWaker(usize);
@@ -113,7 +112,6 @@ pub(super) fn run(limit: Duration, mut on_quiescence: impl FnMut()) -> RunEnd {
             break RunEnd::Stuck;
         }
         let slot = &mut slots[next];
-        NOW_RUNNING.set(next);
         if let Some(task) = &mut slot.task
             && let Poll::Ready(()) = task.as_mut().poll(&mut Context::from_waker(&slot.waker))
         {

@@ -251,14 +251,14 @@ pub struct Outcome {
 }
 
 /// A request body up to this size is read before we answer ourselves, so that the connection can be kept alive.
-const MAX_READ_BYTES: usize = 64 * 1024;
+const MAX_BUFFERED_BYTES: usize = 64 * 1024;
 
 impl Exchange {
     /// `cookies` are the values of the request's `Cookie` fields.
     pub fn begin<'c>(start: ExchangeStart, cookies: impl Iterator<Item = &'c [u8]>) -> Self {
         let is_preflight = start.request.is_preflight;
-        let (body_length, is_held) = (start.request.body_length, may_be_held(start.site.route(start.route)));
-        let walk = |most| DirectWalk { buffers_body: is_held && is_held_length(body_length, most), is_preflight };
+        let (body_length, may_buffer) = (start.request.body_length, may_buffer_body(start.site.route(start.route)));
+        let walk = |max| DirectWalk { buffers_body: may_buffer && is_bufferable(body_length, max), is_preflight };
         Self::begin_walk(start, cookies, walk)
     }
 
@@ -286,25 +286,25 @@ impl Exchange {
             // An error page is requested by GET.
             self.is_idempotent = true;
         }
-        let most = most_read(&self.site, self.route, self.target.as_ref());
-        let buffers_body = may_be_held(self.route()) && is_held_length(self.body_length, most);
+        let max = max_buffered_bytes(&self.site, self.route, self.target.as_ref());
+        let buffers_body = may_buffer_body(self.route()) && is_bufferable(self.body_length, max);
         self.walk = DirectWalk { buffers_body, is_preflight: false };
     }
 }
 
 /// Whether the route's action allows the body to be buffered first.
-fn may_be_held(route: &Route) -> bool {
+fn may_buffer_body(route: &Route) -> bool {
     !matches!(route.action, Action::Jump { .. } | Action::Missing)
 }
 
 /// Whether a body of this length is buffered.
-fn is_held_length(body_length: Option<u64>, most: usize) -> bool {
-    body_length.is_some_and(|length| (1..=most as u64).contains(&length))
+fn is_bufferable(body_length: Option<u64>, max: usize) -> bool {
+    body_length.is_some_and(|length| (1..=max as u64).contains(&length))
 }
 
 /// Maximum size of a body that is buffered.
-fn most_read(site: &Site, route: RouteId, target: Option<&Target>) -> usize {
-    target.map_or(MAX_READ_BYTES, |target| retry_body_bytes(site, route, &target.plan))
+fn max_buffered_bytes(site: &Site, route: RouteId, target: Option<&Target>) -> usize {
+    target.map_or(MAX_BUFFERED_BYTES, |target| retry_body_bytes(site, route, &target.plan))
 }
 
 impl Target {
@@ -326,13 +326,13 @@ impl<W: Walk> Exchange<W> {
         walk: impl FnOnce(usize) -> W,
     ) -> Self {
         let target = Target::of(site.route(route), pool_index, cookies);
-        let most = most_read(&site, route, target.as_ref());
+        let max = max_buffered_bytes(&site, route, target.as_ref());
         Self {
             site,
             route,
             pool_index,
             target,
-            walk: walk(most),
+            walk: walk(max),
             stage: Stage::Walking,
             jumps: 0,
             key: Key { client: request.client },
@@ -398,7 +398,7 @@ impl<W: Walk> Exchange<W> {
 
     /// How much of the body is buffered for a retry.
     pub fn retry_body_bytes(&self) -> usize {
-        most_read(&self.site, self.route, self.target.as_ref())
+        max_buffered_bytes(&self.site, self.route, self.target.as_ref())
     }
 
     /// The client limits: those of the route, else `listener`.
@@ -598,9 +598,9 @@ impl<W: Walk> Exchange<W> {
         }
         self.outcome.failure = Some(failure);
         // A malformed or incomplete body is not sent anywhere.
-        let is_clients = failure.verdict().fault == Fault::Client;
-        self.has_body = has_body && !is_clients;
-        let may_try = !is_clients && self.attempt_failed(failed, has_body, at);
+        let is_client_fault = failure.verdict().fault == Fault::Client;
+        self.has_body = has_body && !is_client_fault;
+        let may_try = !is_client_fault && self.attempt_failed(failed, has_body, at);
         match (self.stage, failure.refusal()) {
             // A response that is partly sent cannot be replaced.
             (Stage::Passing, _) | (_, None) => self.end(),
@@ -627,7 +627,7 @@ impl<W: Walk> Exchange<W> {
             let backend = &endpoint.backend;
             self.failures += 1;
             self.tried.push(Arc::clone(endpoint));
-            if failure.is_backends() {
+            if failure.is_backend_fault() {
                 backend.metrics.failed(FailureKind::Attempt(failure));
             }
             if failure == Failure::Killed {

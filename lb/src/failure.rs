@@ -219,7 +219,7 @@ impl Failure {
     }
 
     /// Whether it counts as a failure of the backend.
-    pub fn is_backends(self) -> bool {
+    pub fn is_backend_fault(self) -> bool {
         self.verdict().fault == Fault::Backend
     }
 
@@ -442,9 +442,9 @@ mod tests {
 
     #[test]
     fn only_failures_of_the_backend_are_its_fault() {
-        assert!(Failure::Reset.is_backends() && Failure::ResponseStalled.is_backends());
+        assert!(Failure::Reset.is_backend_fault() && Failure::ResponseStalled.is_backend_fault());
         for failure in [Failure::ClientGone, Failure::NoWebSocket, Failure::Killed, Failure::StaleConnection] {
-            assert!(!failure.is_backends(), "{failure:?}");
+            assert!(!failure.is_backend_fault(), "{failure:?}");
         }
     }
 

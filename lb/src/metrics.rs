@@ -691,7 +691,7 @@ impl PoolMetrics {
 
 impl FailureKind {
     fn all() -> impl Iterator<Item = Self> {
-        let of_backends = Failure::ALL.into_iter().filter(|failure| failure.is_backends());
+        let of_backends = Failure::ALL.into_iter().filter(|failure| failure.is_backend_fault());
         of_backends.map(Self::Attempt).chain([Self::Status])
     }
 

@@ -844,15 +844,15 @@ fn without_route<'a>(
 }
 
 /// Writes the response head for the client. Returns how the content is sent, and whether the connection is kept alive.
-/// `is_backends`: the response came from a backend.
+/// `is_from_backend`: the response came from a backend.
 pub(super) fn write_head(
     of: &Request<'_>,
     buffers: &mut Buffers,
     persistence: Persistence,
     exchange: Option<&Exchange>,
-    is_backends: bool,
+    is_from_backend: bool,
 ) -> (ResponseBody, bool) {
-    let cookie = exchange.filter(|_| is_backends).and_then(Exchange::set_cookie);
+    let cookie = exchange.filter(|_| is_from_backend).and_then(Exchange::set_cookie);
     let cookie = cookie.as_ref().and_then(|cookie| FieldValue::new(cookie.as_bytes()));
     let cookie = cookie.map(|cookie| Change { name: FieldName::known(Name::SetCookie), edit: Edit::Add(cookie) });
     let id = of.forwarded.named_id(&buffers.text);
@@ -878,11 +878,11 @@ pub(super) fn write_head(
         }
         let mut out = std::mem::take(&mut buffers.to_client);
         let start = out.len();
-        write_changed_head(of, buffers, plan, exchange, is_backends, &mut out);
+        write_changed_head(of, buffers, plan, exchange, is_from_backend, &mut out);
         match exchange {
             Some(exchange) => {
                 if let Some(logs) = exchange.rules().and_then(|rules| rules.access_log.as_deref()) {
-                    note_fields(logs, of.tables(), is_backends, &out[start..], buffers);
+                    note_fields(logs, of.tables(), is_from_backend, &out[start..], buffers);
                 }
             }
             None => note_fields_without_route(of, &out[start..], buffers),
@@ -913,12 +913,14 @@ fn note_fields_without_route(of: &Request<'_>, head: &[u8], buffers: &mut Buffer
 /// Keeps the response fields that the logs need: the head is gone when they are written. `head` is as sent to the
 /// client.
 #[cold]
-fn note_fields(logs: &[AccessLogRule], tables: &Tables, is_backends: bool, head: &[u8], buffers: &mut Buffers) {
+fn note_fields(logs: &[AccessLogRule], tables: &Tables, is_from_backend: bool, head: &[u8], buffers: &mut Buffers) {
     let Buffers { response, from_backend, noted, .. } = buffers;
     let mut note = |variable: &Variable| {
         let mut text = Vec::new();
         let presence = match variable {
-            Variable::BackendField(key) if is_backends => key.write(response.fields().iter(from_backend), &mut text),
+            Variable::BackendField(key) if is_from_backend => {
+                key.write(response.fields().iter(from_backend), &mut text)
+            }
             Variable::AnswerField(key) => key.write(lines(head), &mut text),
             _ => return,
         };
@@ -951,16 +953,16 @@ fn write_changed_head(
     buffers: &Buffers,
     mut plan: ResponsePlan<'_>,
     exchange: Option<&Exchange>,
-    is_backends: bool,
+    is_from_backend: bool,
     out: &mut Vec<u8>,
 ) {
     let (response, from_backend) = (&buffers.response, &*buffers.from_backend);
     let status = exchange.map_or(response.status(), |exchange| exchange.outcome().status);
-    if is_backends {
+    if is_from_backend {
         plan.status = Some(status);
     }
     let snapshot = exchange.is_none().then(|| of.engine.control.snapshot());
-    let changed = |rules: &&Rules| !fields::keep_answer(rules, response, from_backend, is_backends);
+    let changed = |rules: &&Rules| !fields::keep_answer(rules, response, from_backend, is_from_backend);
     let held = match exchange {
         Some(exchange) => {
             exchange.rules().filter(changed).map(|rules| (rules, RequestFacts::of(of, buffers, exchange)))
@@ -981,7 +983,7 @@ fn write_changed_head(
     let (cookies, id) =
         plan.changes.split_at(plan.changes.partition_point(|change| matches!(change.edit, Edit::Add(_))));
     let (changes, lines) = Changes::made(id, plan.lines, |changes| {
-        if is_backends {
+        if is_from_backend {
             changes.locations(rules, &facts);
             changes.cookies(&rules.cookies, &facts);
         }

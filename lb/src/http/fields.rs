@@ -295,9 +295,9 @@ impl Text<'_> {
 }
 
 /// Whether the rules leave a response head unchanged, whatever the values of their variables are.
-pub(super) fn keep_answer(rules: &Rules, head: &ResponseHead, buffer: &[u8], is_backends: bool) -> bool {
+pub(super) fn keep_answer(rules: &Rules, head: &ResponseHead, buffer: &[u8], is_from_backend: bool) -> bool {
     let has = |name| head.fields().value(buffer, name).is_some();
-    let may_be_mapped = is_backends && (has(Name::Location) || has(Name::Refresh) || has(Name::SetCookie));
+    let may_be_mapped = is_from_backend && (has(Name::Location) || has(Name::Refresh) || has(Name::SetCookie));
     rules.response_headers.is_empty() && rules.preset.is_none() && rules.cors.is_none() && !may_be_mapped
 }
 

@@ -283,8 +283,8 @@ pub(super) fn jump(
     };
     let is_page_by_path = is_page && matches!(to, Some(JumpTo::Path(_)));
     // Malformed or incomplete content is not sent anywhere, so error pages by name do not reach a backend then.
-    let is_clients = |failure: Failure| failure.verdict().fault == Fault::Client;
-    let has_failed = exchange.outcome().failure.is_some_and(is_clients);
+    let is_client_fault = |failure: Failure| failure.verdict().fault == Fault::Client;
+    let has_failed = exchange.outcome().failure.is_some_and(is_client_fault);
     let keeps_body = is_body_at_hand && !of.state.omits_body && !has_failed && !is_page_by_path;
     let mut target = Vec::new();
     if let Some(JumpTo::Path(path)) = to {

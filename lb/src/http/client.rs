@@ -83,7 +83,7 @@ enum ConnectionAction {
 /// Serves a connection to its end.
 pub async fn serve(engine: Arc<Engine>, mut client: ClientStream, peer: impl Into<Peer>) {
     let peer = peer.into();
-    let _carrier = kill::carrier(&engine.control).await;
+    let _task = kill::list_task(&engine.control).await;
     let limit = engine.listener().header_timeout;
     let mut idle = Idle { since: clock::now(), limit, blank_bytes: 0, is_new: true };
     let mut timer = Timer::default();
@@ -149,7 +149,7 @@ impl Drop for ResetOnDrop<'_> {
 
 /// Serves the one request of an HTTP/2 stream.
 pub(super) async fn serve_stream(engine: &Engine, mut stream: Http2Stream, peer: &Peer) {
-    let _carrier = kill::carrier(&engine.control).await;
+    let _task = kill::list_task(&engine.control).await;
     let mut timer = Timer::default();
     let mut buffers = Buffers::take();
     buffers.from_client.extend_from_slice(&stream.take_head());
@@ -311,7 +311,7 @@ async fn serve_one(
         }
         Ok(Some(head)) => {
             let now = if timer.has_waited() { clock::now() } else { started };
-            request.carry(client, timer, buffers, head, now, is_first).await
+            request.serve(client, timer, buffers, head, now, is_first).await
         }
         Ok(None) => RequestEnd { action: ConnectionAction::Close, at: started },
         Err(_) if is_first && speaks_h2c(listener, client, peer) && h2::is_preface(&buffers.from_client) => {
@@ -377,7 +377,8 @@ struct ExchangeDriver<'a, 'r> {
 }
 
 impl Request<'_> {
-    async fn carry(
+    /// Makes an exchange of the request and drives it, or refuses the request. Its head ends at `head`.
+    async fn serve(
         &mut self,
         client: &mut ClientStream,
         timer: &mut Timer,
@@ -962,16 +963,16 @@ fn write_changed_head(
         plan.status = Some(status);
     }
     let snapshot = exchange.is_none().then(|| of.engine.control.snapshot());
-    let changed = |rules: &&Rules| !fields::keep_answer(rules, response, from_backend, is_from_backend);
-    let held = match exchange {
+    let changed = |rules: &&Rules| !fields::leave_unchanged(rules, response, from_backend, is_from_backend);
+    let found = match exchange {
         Some(exchange) => {
             exchange.rules().filter(changed).map(|rules| (rules, RequestFacts::of(of, buffers, exchange)))
         }
         None => snapshot.as_ref().filter(|_| !of.engine.is_revoked()).and_then(|s| without_route(of, buffers, s)),
     };
     let no_rules;
-    let (rules, facts) = match (held, exchange) {
-        (Some(held), _) => held,
+    let (rules, facts) = match (found, exchange) {
+        (Some(found), _) => found,
         (None, Some(exchange)) if exchange.is_page() => {
             no_rules = Rules::default();
             (&no_rules, RequestFacts::of(of, buffers, exchange))
@@ -1050,8 +1051,8 @@ fn write_record(
     let Some(exchange) = exchange else {
         // By the rules of the default site, if there is one.
         let snapshot = of.engine.control.snapshot();
-        let held = without_route(of, transfer.buffers, &snapshot);
-        return match held.and_then(|(rules, facts)| Some((rules.access_log.as_deref()?, facts))) {
+        let found = without_route(of, transfer.buffers, &snapshot);
+        return match found.and_then(|(rules, facts)| Some((rules.access_log.as_deref()?, facts))) {
             None => log.write(&record),
             Some((rules, facts)) => log.write_by(rules, &record, &RequestFacts { ended, ..facts }, clock::random),
         };

@@ -35,8 +35,8 @@ struct Entry<'a> {
 
 /// A value without line breaks, so that it cannot end its field line.
 enum Text<'a> {
-    Lies(FieldValue<'a>),
-    Made(Vec<u8>),
+    Borrowed(FieldValue<'a>),
+    Owned(Vec<u8>),
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -232,8 +232,8 @@ impl<'a> Changes<'a> {
     /// A value with a line break is left out.
     fn push(&mut self, name: FieldName<'a>, mut kind: Kind, value: Cow<'a, [u8]>) {
         let value = match value {
-            Cow::Borrowed(text) => FieldValue::new(text).map(Text::Lies),
-            Cow::Owned(text) => FieldValue::new(&text).is_some().then_some(Text::Made(text)),
+            Cow::Borrowed(text) => FieldValue::new(text).map(Text::Borrowed),
+            Cow::Owned(text) => FieldValue::new(&text).is_some().then_some(Text::Owned(text)),
         };
         let Some(value) = value else {
             if kind == Kind::Set {
@@ -258,7 +258,7 @@ impl<'a> Changes<'a> {
                     return;
                 }
                 Some(before) => {
-                    before.value = Text::Made([before.value.get(), b", ", value.get()].concat());
+                    before.value = Text::Owned([before.value.get(), b", ", value.get()].concat());
                     return;
                 }
                 None => {}
@@ -271,8 +271,8 @@ impl<'a> Changes<'a> {
 impl Entry<'_> {
     fn change(&self) -> Option<Change<'_>> {
         let value = match &self.value {
-            Text::Lies(value) => *value,
-            Text::Made(text) => FieldValue::new(text)?,
+            Text::Borrowed(value) => *value,
+            Text::Owned(text) => FieldValue::new(text)?,
         };
         let edit = match self.kind {
             Kind::Remove => Edit::Remove,
@@ -288,14 +288,14 @@ impl Entry<'_> {
 impl Text<'_> {
     fn get(&self) -> &[u8] {
         match self {
-            Self::Lies(value) => value.get(),
-            Self::Made(text) => text,
+            Self::Borrowed(value) => value.get(),
+            Self::Owned(text) => text,
         }
     }
 }
 
 /// Whether the rules leave a response head unchanged, whatever the values of their variables are.
-pub(super) fn keep_answer(rules: &Rules, head: &ResponseHead, buffer: &[u8], is_from_backend: bool) -> bool {
+pub(super) fn leave_unchanged(rules: &Rules, head: &ResponseHead, buffer: &[u8], is_from_backend: bool) -> bool {
     let has = |name| head.fields().value(buffer, name).is_some();
     let may_be_mapped = is_from_backend && (has(Name::Location) || has(Name::Refresh) || has(Name::SetCookie));
     rules.response_headers.is_empty() && rules.preset.is_none() && rules.cors.is_none() && !may_be_mapped

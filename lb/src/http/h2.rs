@@ -329,7 +329,7 @@ impl<'a> Driver<'a> {
             self.patience = self.engine.listener().keepalive_timeout;
             let stream = Http2Stream::new(Arc::clone(self.link), id, request);
             // A task that is not taken is dropped at once, and leaves its stream.
-            clock::spawn(carry(Arc::clone(self.engine), stream, Arc::clone(&self.peer)));
+            clock::spawn(serve_in_task(Arc::clone(self.engine), stream, Arc::clone(&self.peer)));
         }
         if self.link.lock().has_request() {
             wake_after_others(cx);
@@ -537,7 +537,7 @@ impl<'a> Driver<'a> {
     }
 }
 
-async fn carry(engine: Arc<Engine>, stream: Http2Stream, peer: Arc<Peer>) {
+async fn serve_in_task(engine: Arc<Engine>, stream: Http2Stream, peer: Arc<Peer>) {
     serve_stream(&engine, stream, &peer).await;
 }
 

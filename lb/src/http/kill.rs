@@ -28,7 +28,7 @@ struct ExchangeTasks {
 pub(crate) struct ExchangeTask(usize);
 
 /// Lists the current task, which must stay on this thread.
-pub(crate) async fn carrier(control: &Arc<Control>) -> ExchangeTask {
+pub(crate) async fn list_task(control: &Arc<Control>) -> ExchangeTask {
     poll_fn(|cx| {
         let index = EXCHANGE_TASKS.with_borrow_mut(|tasks| {
             // Simulations have no runtime, and kill nothing.

@@ -141,7 +141,7 @@ pub(super) fn begin(
     let incoming_id = incoming_id.filter(|_| server.trusted_proxies.contains(peer.address));
     forwarded.write_id(incoming_id, text);
     if has_been_here(request.fields(), from_client, engine.control.loop_id()) {
-        tell_loop(engine, request.authority(from_client), now);
+        warn_of_loop(engine, request.authority(from_client), now);
         return Err(Refusal::Loop);
     }
     if request.max_forwards() == Some(0) {
@@ -578,7 +578,7 @@ fn has_been_here(fields: &Fields, buffer: &[u8], loop_id: &str) -> bool {
 }
 
 #[cold]
-fn tell_loop(engine: &Engine, host: Option<&[u8]>, now: Instant) {
+fn warn_of_loop(engine: &Engine, host: Option<&[u8]>, now: Instant) {
     if engine.control.loops.note("loop", now) {
         let host = String::from_utf8_lossy(host.unwrap_or_default());
         tracing::warn!(host = &*host, "a request came back to this balancer: one of its backends leads here");

@@ -30,7 +30,7 @@ use tokio_util::io::poll_read_buf;
 use super::burst::wake_after_others;
 use super::client::serve_stream;
 use super::io::{Io, acknowledged};
-use super::pace::{Pace, RATE_GRACE, Total};
+use super::pace::{ConnectionTotal, Pace, RATE_GRACE};
 use super::timer::Timer;
 use super::{CountGuard, Engine};
 use crate::clock::{self, timeout};
@@ -70,7 +70,8 @@ pub fn is_preface(read: &[u8]) -> bool {
 
 /// Serves a connection to its end. `read`: what was read of it before.
 pub async fn serve(engine: Arc<Engine>, io: Io, read: Vec<u8>, peer: Peer) {
-    let link = Arc::new(Link::new(Connection::new(list_bytes(&engine)), Total::new(clock::now()), io.is_tls()));
+    let link =
+        Arc::new(Link::new(Connection::new(list_bytes(&engine)), ConnectionTotal::new(clock::now()), io.is_tls()));
     // Also if this future is dropped.
     let _end = End(&link);
     let mut driver = Driver {
@@ -197,7 +198,7 @@ impl<'a> Driver<'a> {
         match self.advance(cx, timer) {
             Err(over) => Poll::Ready(over),
             Ok(()) => {
-                self.link.lock().wait(cx);
+                self.link.lock().register_driver(cx);
                 Poll::Pending
             }
         }
@@ -519,7 +520,7 @@ impl<'a> Driver<'a> {
         };
         let streams_end = poll_fn(|cx| {
             let mut connection = link.lock();
-            connection.wait(cx);
+            connection.register_driver(cx);
             if connection.is_serving() { Poll::Pending } else { Poll::Ready(()) }
         });
         tokio::join!(lingering, streams_end);

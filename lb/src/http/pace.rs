@@ -33,13 +33,13 @@ pub(super) struct Pace {
     waited: Duration,
     /// For a connection that carries several exchanges at once: its total, and how much of that has been added to
     /// `left`.
-    connection: Option<(Total, u64)>,
+    connection: Option<(ConnectionTotal, u64)>,
 }
 
 /// The bytes moved by all exchanges of a connection, in both directions. An exchange may wait because its client is
 /// busy sending and receiving on the others.
 #[derive(Debug, Clone)]
-pub struct Total(Arc<Counts>);
+pub struct ConnectionTotal(Arc<Counts>);
 
 #[derive(Debug)]
 struct Counts {
@@ -53,7 +53,7 @@ struct Counts {
     written_at: AtomicU64,
 }
 
-impl Total {
+impl ConnectionTotal {
     /// The total of a new connection.
     pub fn new(now: Instant) -> Self {
         let [moved, written, written_at] = [(); 3].map(|()| AtomicU64::new(0));
@@ -102,7 +102,7 @@ impl Total {
 
 impl Pace {
     /// `limit`: how long a single wait may take. `connection`: if it carries several exchanges at once.
-    pub(super) fn new(min_rate: Option<NonZero<u32>>, limit: Duration, connection: Option<&Total>) -> Self {
+    pub(super) fn new(min_rate: Option<NonZero<u32>>, limit: Duration, connection: Option<&ConnectionTotal>) -> Self {
         Self {
             min_rate,
             max_left: nanoseconds(limit.max(RATE_GRACE)),
@@ -116,7 +116,12 @@ impl Pace {
     }
 
     /// Requires another rate, from now on.
-    pub(super) fn require(&mut self, min_rate: Option<NonZero<u32>>, limit: Duration, connection: Option<&Total>) {
+    pub(super) fn require(
+        &mut self,
+        min_rate: Option<NonZero<u32>>,
+        limit: Duration,
+        connection: Option<&ConnectionTotal>,
+    ) {
         *self = Self { waited: self.waited, ..Self::new(min_rate, limit, connection) };
     }
 
@@ -211,7 +216,7 @@ mod tests {
     const LIMIT: Duration = Duration::from_secs(60);
     const SECOND: Duration = Duration::from_secs(1);
 
-    fn pace(min_rate: u32, connection: Option<&Total>) -> Pace {
+    fn pace(min_rate: u32, connection: Option<&ConnectionTotal>) -> Pace {
         Pace::new(NonZero::new(min_rate), LIMIT, connection)
     }
 
@@ -268,7 +273,7 @@ mod tests {
 
     #[test]
     fn bytes_of_other_streams_of_the_connection_count() {
-        let total = Total::new(Instant::now());
+        let total = ConnectionTotal::new(Instant::now());
         let mut slow = pace(240, Some(&total));
         slow.moved(0, RATE_GRACE);
         assert_eq!(slow.patience(LIMIT), Duration::ZERO);
@@ -285,7 +290,7 @@ mod tests {
     // A stream whose window is shut is waited for whatever else its client takes.
     #[test]
     fn what_other_streams_move_does_not_count_where_one_is_waited_for_alone() {
-        let total = Total::new(Instant::now());
+        let total = ConnectionTotal::new(Instant::now());
         let mut slow = pace(240, Some(&total));
         let mut busy = pace(240, Some(&total));
         busy.moved(240_000, Duration::ZERO);
@@ -313,7 +318,7 @@ mod tests {
     #[test]
     fn a_write_that_the_socket_accepts_ends_its_stall() {
         let now = Instant::now();
-        let total = Total::new(now);
+        let total = ConnectionTotal::new(now);
         assert_eq!(total.stalled(now + SECOND), SECOND);
         total.wrote(10, now + SECOND);
         assert_eq!((total.written(), total.stalled(now + SECOND * 3)), (10, SECOND * 2));
@@ -322,7 +327,7 @@ mod tests {
     #[test]
     fn what_the_client_acknowledges_ends_a_stall_and_costs_no_later_exchange() {
         let now = Instant::now();
-        let total = Total::new(now);
+        let total = ConnectionTotal::new(now);
         let mut pace = pace(240, Some(&total));
         pace.moved(0, RATE_GRACE);
         total.acknowledged(480, now + SECOND);

@@ -16,7 +16,7 @@ use tokio::task::coop;
 
 use super::h2::stream::Http2Stream;
 use super::io::{Io, Plain, acknowledged};
-use super::pace::Total;
+use super::pace::ConnectionTotal;
 use crate::message::Version;
 
 const DISCARD_BYTES: usize = 16 * 1024;
@@ -45,7 +45,7 @@ impl ClientStream {
     }
 
     /// The bytes moved by the connection, if it carries several exchanges at once.
-    pub fn total(&self) -> Option<&Total> {
+    pub fn total(&self) -> Option<&ConnectionTotal> {
         match self {
             Self::Http2(stream) => Some(stream.total()),
             _ => None,
@@ -73,7 +73,7 @@ impl ClientStream {
     }
 
     /// How many bytes the client's system has acknowledged; 0 if that is unknown. A stream does not know it: see
-    /// [`Total::stalled`].
+    /// [`ConnectionTotal::stalled`].
     pub fn acknowledged(&self) -> u64 {
         self.socket().map_or(0, acknowledged)
     }

@@ -6,7 +6,7 @@ use std::task::Poll;
 
 use bytes::Bytes;
 use evenkeel::http::h1::response::ResponseHead;
-use evenkeel::http::h2::connection::{Begins, Came, Connection};
+use evenkeel::http::h2::connection::{Connection, HeadKind, Received};
 use evenkeel::http::h2::head;
 use evenkeel::message::limits::Limits;
 use evenkeel::message::{Method, Parsed};
@@ -83,7 +83,7 @@ async fn serve(mut io: DuplexStream, answers: Vec<Message>) -> Vec<Message> {
         poll_fn(|cx| {
             while at < streams.len() {
                 let (id, message, ..) = &mut streams[at];
-                while let Poll::Ready(Ok(Came::Some(count))) = connection.poll_content(*id, cx) {
+                while let Poll::Ready(Ok(Received::Bytes(count))) = connection.poll_content(*id, cx) {
                     connection.take_content(*id, count, |content| message.content.extend_from_slice(content));
                 }
                 at += 1;
@@ -93,7 +93,8 @@ async fn serve(mut io: DuplexStream, answers: Vec<Message>) -> Vec<Message> {
         .await;
         for (id, mut request, sent, has_head) in streams {
             let answer = answers.as_slice()[0].clone();
-            let ended = poll_fn(|cx| Poll::Ready(connection.poll_content(id, cx) == Poll::Ready(Ok(Came::End)))).await;
+            let ended =
+                poll_fn(|cx| Poll::Ready(connection.poll_content(id, cx) == Poll::Ready(Ok(Received::End)))).await;
             if !ended {
                 open.push((id, request, sent, has_head));
                 continue;
@@ -106,7 +107,7 @@ async fn serve(mut io: DuplexStream, answers: Vec<Message>) -> Vec<Message> {
                 let parsed = head.parse(text.as_bytes(), Method::Get, &Limits::LARGEST);
                 assert_eq!(parsed, Parsed::Complete(text.len()));
                 connection
-                    .send_head(id, Begins::Response, false, |out| head::write_response(&head, text.as_bytes(), out));
+                    .send_head(id, HeadKind::Response, false, |out| head::write_response(&head, text.as_bytes(), out));
             }
             let mut sent = sent;
             while sent < answer.content.len() {

@@ -5,7 +5,7 @@
 
 use std::task::{Context, Poll, Waker};
 
-use evenkeel::http::h2::connection::{Begins, Came, Connection};
+use evenkeel::http::h2::connection::{Connection, HeadKind, Received};
 use evenkeel::http::h2::frame::{Code, PREFACE};
 
 const STEPS: [usize; 5] = [1, 2, 9, 100, 10_000];
@@ -116,13 +116,13 @@ fn goes_on(connection: &mut Connection, one: &mut Serving, cx: &mut Context<'_>)
         1 => connection.drop_content(id),
         3 => {}
         _ => match connection.poll_content(id, cx) {
-            Poll::Ready(Ok(Came::Some(count))) => {
+            Poll::Ready(Ok(Received::Bytes(count))) => {
                 assert!(count <= MAX_WINDOW);
                 let mut came = 0;
                 let taken = connection.take_content(id, 10_000, |content| came = content.len());
                 assert!(taken == came && taken == count.min(10_000));
             }
-            Poll::Ready(Ok(Came::End)) => drop(connection.take_trailers(id)),
+            Poll::Ready(Ok(Received::End)) => drop(connection.take_trailers(id)),
             Poll::Ready(Err(_)) => return false,
             Poll::Pending => {}
         },
@@ -134,7 +134,7 @@ fn goes_on(connection: &mut Connection, one: &mut Serving, cx: &mut Context<'_>)
     if !one.has_head {
         match connection.poll_room(id, cx) {
             Poll::Ready(Ok(())) => {
-                connection.send_head(id, Begins::Response, one.left == 0, |out| out.push(0x88));
+                connection.send_head(id, HeadKind::Response, one.left == 0, |out| out.push(0x88));
                 one.has_head = true;
             }
             Poll::Ready(Err(_)) => return false,

@@ -16,7 +16,7 @@ use std::task::{Context, Poll, Waker, ready};
 
 use super::buffers;
 use super::frame::{
-    self, Bad, Code, FIRST_WINDOW, Frame, HEAD_BYTES, Head, MAX_ID, MAX_PAYLOAD, MAX_WINDOW, Setting, write,
+    self, Code, FIRST_WINDOW, Frame, FrameError, HEAD_BYTES, Head, MAX_ID, MAX_PAYLOAD, MAX_WINDOW, Setting, write,
 };
 use super::head::{Request, RequestReader, TrailerReader};
 use super::hpack::{self, BadBlock};
@@ -46,11 +46,11 @@ const LEAVING_PING: [u8; 8] = *b"leaving\0";
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Gone;
 
-/// What there is of a request's content.
+/// How much of a request's content has arrived and has not been taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Came {
-    /// So many bytes can be taken.
-    Some(usize),
+pub enum Received {
+    /// This many bytes can be taken.
+    Bytes(usize),
     End,
 }
 
@@ -72,13 +72,13 @@ pub enum ShutWindow {
     Connection,
 }
 
-/// What a head begins.
+/// The kind of a response's head.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Begins {
-    /// Nothing; another head follows.
+pub enum HeadKind {
+    /// Another head follows.
     Interim,
     Response,
-    /// A WebSocket.
+    /// It opens a WebSocket.
     Tunnel,
 }
 
@@ -141,9 +141,9 @@ pub struct Connection {
     error: Option<(Code, &'static str)>,
     /// The connection has ended for the streams; nothing more is received.
     is_closed: bool,
-    /// The task that moves the socket's bytes, and whether it has been woken since its last [`Self::wait`].
-    task: Option<Waker>,
-    is_called: bool,
+    /// The task that moves the socket's bytes, and whether it has been woken since its last [`Self::register_driver`].
+    driver: Option<Waker>,
+    is_driver_woken: bool,
 }
 
 /// The graceful shutdown of RFC 9113 §6.8.
@@ -151,9 +151,9 @@ pub struct Connection {
 enum Leaving {
     No,
     /// GOAWAY was sent with the largest id: streams that the client opens before it has read that are served.
-    Asked,
+    Announced,
     /// GOAWAY was sent with this id: no later stream is served.
-    Told(u32),
+    Final(u32),
 }
 
 /// How many bytes of [control frames](Connection::control) may still be in `out`. Where each frame lies is not kept:
@@ -213,8 +213,7 @@ struct Stream {
     /// The client's window.
     send_window: i64,
     reset: Option<Reset>,
-    /// Of the task that serves the stream, while it waits for anything that concerns it. `None`: it has been woken, or
-    /// waits for nothing.
+    /// Wakes the task that serves the stream, while that waits. `None`: it has been woken, or waits for nothing.
     waker: Option<Waker>,
     turn: Turn,
 }
@@ -222,7 +221,7 @@ struct Stream {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Input {
     Open,
-    /// Nobody wants it.
+    /// Nobody takes the content: what arrives is dropped.
     Dropped,
     Ended,
 }
@@ -297,7 +296,7 @@ fn wait(waker: &mut Option<Waker>, cx: &Context<'_>) {
 }
 
 impl Connection {
-    /// Fields of a request may be `list_bytes` together.
+    /// A new connection. The fields of a request may have `list_bytes` together.
     pub fn new(list_bytes: usize) -> Self {
         let mut new = Self {
             preface: 0,
@@ -331,8 +330,8 @@ impl Connection {
             is_client_leaving: false,
             error: None,
             is_closed: false,
-            task: None,
-            is_called: false,
+            driver: None,
+            is_driver_woken: false,
         };
         let settings = [
             (write::MAX_CONCURRENT_STREAMS, MAX_STREAMS as u32),
@@ -347,7 +346,7 @@ impl Connection {
 
     // --- The socket's side.
 
-    /// Takes bytes that the client sent; returns how many. The caller keeps the rest and passes it again when more has
+    /// Takes bytes that the client sent. Returns how many. The caller keeps the rest and passes it again when more has
     /// come, and if [`Self::is_full`] once it is not any more.
     pub fn receive(&mut self, bytes: &[u8]) -> usize {
         self.receive_frames(bytes, &mut usize::MAX.clone())
@@ -375,8 +374,8 @@ impl Connection {
             at += used;
             match outcome {
                 Ok(()) => {}
-                Err(Bad::Connection(code, why)) => self.fail(code, why),
-                Err(Bad::Stream(id, code)) => self.fail_stream(id, code),
+                Err(FrameError::Connection(code, why)) => self.fail(code, why),
+                Err(FrameError::Stream(id, code)) => self.fail_stream(id, code),
             }
         }
         if self.error.is_some() || self.is_closed { bytes.len() } else { at }
@@ -461,7 +460,7 @@ impl Connection {
 
     /// Whether either side has sent its last GOAWAY, and all streams have ended and been written.
     pub fn is_over(&self) -> bool {
-        let is_leaving = matches!(self.leaving, Leaving::Told(_)) || self.is_client_leaving;
+        let is_leaving = matches!(self.leaving, Leaving::Final(_)) || self.is_client_leaving;
         let has_ended = self.tasks == 0 && self.streams.is_empty() && !self.ended.has_unended();
         is_leaving && has_ended && !self.has_unsent_response()
     }
@@ -470,7 +469,7 @@ impl Connection {
     /// reads that.
     pub fn ask_to_leave(&mut self) {
         if self.leaving == Leaving::No && !self.is_closed {
-            self.leaving = Leaving::Asked;
+            self.leaving = Leaving::Announced;
             write::goaway(MAX_ID, Code::NoError, "", self.out());
             write::ping(&LEAVING_PING, false, self.out());
         }
@@ -482,7 +481,7 @@ impl Connection {
         for id in self.ended.take_unended() {
             write::reset(id, Code::NoError, self.out());
         }
-        let told = if let Leaving::Told(last) = self.leaving { Some(last) } else { None };
+        let told = if let Leaving::Final(last) = self.leaving { Some(last) } else { None };
         // It would repeat the last one.
         if !self.is_closed && (told.is_none() || code != Code::NoError) {
             write::goaway(told.unwrap_or(self.last_id), code, why, self.out());
@@ -502,18 +501,19 @@ impl Connection {
         }
     }
 
-    /// Registers the connection's task, to be woken when there is something to write. To be called at the end of each
-    /// of its polls.
-    pub fn wait(&mut self, cx: &Context<'_>) {
-        self.is_called = false;
-        wait(&mut self.task, cx);
+    /// Registers the task that moves the socket's bytes, to be woken when there is something to write. It calls this at
+    /// the end of each of its polls.
+    pub fn register_driver(&mut self, cx: &Context<'_>) {
+        self.is_driver_woken = false;
+        wait(&mut self.driver, cx);
     }
 
-    fn call(&mut self) {
-        if !std::mem::replace(&mut self.is_called, true)
-            && let Some(task) = &self.task
+    /// Wakes the task that moves the socket's bytes, once until it has [registered](Self::register_driver) again.
+    fn wake_driver(&mut self) {
+        if !std::mem::replace(&mut self.is_driver_woken, true)
+            && let Some(driver) = &self.driver
         {
-            task.wake_by_ref();
+            driver.wake_by_ref();
         }
     }
 
@@ -529,11 +529,11 @@ impl Connection {
 
     /// Takes the next frame, or what has come of it if it is DATA. Returns how many bytes that was, and the error that
     /// they made. `None`: too little has come.
-    fn next_frame(&mut self, bytes: &[u8]) -> Option<(usize, Result<(), Bad>)> {
+    fn next_frame(&mut self, bytes: &[u8]) -> Option<(usize, Result<(), FrameError>)> {
         let (head, rest) = bytes.split_first_chunk::<HEAD_BYTES>()?;
         let head = Head::read(head);
         if head.len > MAX_PAYLOAD {
-            let too_large = Bad::Connection(Code::FrameSize, "a frame that is too large");
+            let too_large = FrameError::Connection(Code::FrameSize, "a frame that is too large");
             return Some((HEAD_BYTES, Err(too_large)));
         }
         if !head.is_data() {
@@ -557,8 +557,8 @@ impl Connection {
     }
 
     /// Whether this frame may come now.
-    fn may_come(&self, head: Head) -> Result<(), Bad> {
-        let protocol = |why| Err(Bad::Connection(Code::Protocol, why));
+    fn may_come(&self, head: Head) -> Result<(), FrameError> {
+        let protocol = |why| Err(FrameError::Connection(Code::Protocol, why));
         if !self.has_begun && !head.is_settings() {
             return protocol("a first frame that is not SETTINGS");
         }
@@ -568,8 +568,8 @@ impl Connection {
         Ok(())
     }
 
-    fn frame(&mut self, head: Head, payload: &[u8]) -> Result<(), Bad> {
-        let protocol = |why| Err(Bad::Connection(Code::Protocol, why));
+    fn frame(&mut self, head: Head, payload: &[u8]) -> Result<(), FrameError> {
+        let protocol = |why| Err(FrameError::Connection(Code::Protocol, why));
         match head.frame(payload)? {
             Frame::Headers { id, .. } if id % 2 == 0 => protocol("a stream of the client with a number of ours"),
             Frame::Headers { id, block, is_end, is_last: true, depends_on_itself } => {
@@ -581,7 +581,7 @@ impl Connection {
                 Ok(())
             }
             Frame::Continuation { id, block, is_last } => self.continuation(id, block, is_last),
-            Frame::Priority { id, depends_on_itself: true } => Err(Bad::Stream(id, Code::Protocol)),
+            Frame::Priority { id, depends_on_itself: true } => Err(FrameError::Stream(id, Code::Protocol)),
             Frame::Priority { .. } | Frame::Other => self.budgets.idle_frame(),
             Frame::Reset { id } => self.reset_by_client(id),
             Frame::Settings(payload) => self.settings(payload),
@@ -594,9 +594,9 @@ impl Connection {
                 Ok(())
             }
             Frame::PingAck(data) => {
-                if data == LEAVING_PING && self.leaving == Leaving::Asked {
+                if data == LEAVING_PING && self.leaving == Leaving::Announced {
                     let last = self.last_id;
-                    self.leaving = Leaving::Told(last);
+                    self.leaving = Leaving::Final(last);
                     write::goaway(last, Code::NoError, "", self.out());
                 }
                 self.budgets.idle_frame()
@@ -612,16 +612,16 @@ impl Connection {
         }
     }
 
-    fn continuation(&mut self, id: u32, more: &[u8], is_last: bool) -> Result<(), Bad> {
+    fn continuation(&mut self, id: u32, more: &[u8], is_last: bool) -> Result<(), FrameError> {
         let Some(mut block) = self.block.take() else { return Ok(()) };
         if block.id != id {
-            return Err(Bad::Connection(Code::Protocol, "fields that are continued on another stream"));
+            return Err(FrameError::Connection(Code::Protocol, "fields that are continued on another stream"));
         }
         block.continuations += 1;
         // Larger than what is answered 431, so that such a head can be read to its end.
         let max_bytes = (2 * self.list_bytes).max(MAX_PAYLOAD);
         if block.continuations > MAX_CONTINUATIONS || block.bytes.len() + more.len() > max_bytes {
-            return Err(Bad::Connection(Code::EnhanceYourCalm, "fields without end"));
+            return Err(FrameError::Connection(Code::EnhanceYourCalm, "fields without end"));
         }
         block.bytes.extend_from_slice(more);
         if is_last {
@@ -632,7 +632,7 @@ impl Connection {
     }
 
     /// A whole block of fields: the head of a request, or its trailers.
-    fn fields(&mut self, id: u32, block: &[u8], is_end: bool, depends_on_itself: bool) -> Result<(), Bad> {
+    fn fields(&mut self, id: u32, block: &[u8], is_end: bool, depends_on_itself: bool) -> Result<(), FrameError> {
         if id > self.last_id {
             return self.request(id, block, is_end, depends_on_itself);
         }
@@ -643,11 +643,11 @@ impl Connection {
             }
             if self.ended.end(id) {
                 self.skip(block)?;
-                return if is_end { Ok(()) } else { Err(Bad::Stream(id, Code::Protocol)) };
+                return if is_end { Ok(()) } else { Err(FrameError::Stream(id, Code::Protocol)) };
             }
             return Err(match self.ended.has_ended(id) {
-                true => Bad::Connection(Code::StreamClosed, "fields on a stream that is closed"),
-                false => Bad::Connection(Code::Protocol, "a stream with a smaller number than others"),
+                true => FrameError::Connection(Code::StreamClosed, "fields on a stream that is closed"),
+                false => FrameError::Connection(Code::Protocol, "a stream with a smaller number than others"),
             });
         };
         match (self.streams[at].reset, self.streams[at].input) {
@@ -655,8 +655,10 @@ impl Connection {
                 self.budgets.idle_frame()?;
                 self.skip(block)
             }
-            (Some(Reset::ByClient), _) => Err(Bad::Connection(Code::StreamClosed, "fields on a stream that was reset")),
-            (None, Input::Ended) => self.skip(block).and(Err(Bad::Stream(id, Code::StreamClosed))),
+            (Some(Reset::ByClient), _) => {
+                Err(FrameError::Connection(Code::StreamClosed, "fields on a stream that was reset"))
+            }
+            (None, Input::Ended) => self.skip(block).and(Err(FrameError::Stream(id, Code::StreamClosed))),
             (None, Input::Open | Input::Dropped) => {
                 let mut reader = TrailerReader::default();
                 let fits = self.read(block, |name, value| reader.field(name, value))?;
@@ -669,15 +671,15 @@ impl Connection {
                         }
                         self.end_input(at)
                     }
-                    _ => Err(Bad::Stream(id, Code::Protocol)),
+                    _ => Err(FrameError::Stream(id, Code::Protocol)),
                 }
             }
         }
     }
 
-    fn request(&mut self, id: u32, block: &[u8], is_end: bool, depends_on_itself: bool) -> Result<(), Bad> {
+    fn request(&mut self, id: u32, block: &[u8], is_end: bool, depends_on_itself: bool) -> Result<(), FrameError> {
         self.last_id = id;
-        if let Leaving::Told(_) = self.leaving {
+        if let Leaving::Final(_) = self.leaving {
             self.ended.add_reset(id);
             self.budgets.idle_frame()?;
             return self.skip(block);
@@ -699,12 +701,12 @@ impl Connection {
                 self.requests.push_back((id, request));
                 Ok(())
             }
-            _ => Err(Bad::Stream(id, Code::Protocol)),
+            _ => Err(FrameError::Stream(id, Code::Protocol)),
         }
     }
 
     /// Refuses a request beyond the limit. The client may repeat it (RFC 9113 §8.7).
-    fn refuse(&mut self, id: u32) -> Result<(), Bad> {
+    fn refuse(&mut self, id: u32) -> Result<(), FrameError> {
         self.ended.add_reset(id);
         write::reset(id, Code::RefusedStream, self.control());
         // A client that does not know the limit yet may go beyond it.
@@ -712,21 +714,21 @@ impl Connection {
     }
 
     /// Decodes a block whose fields are not needed: it may change the dynamic table.
-    fn skip(&mut self, block: &[u8]) -> Result<(), Bad> {
+    fn skip(&mut self, block: &[u8]) -> Result<(), FrameError> {
         self.read(block, |_, _| {}).map(drop)
     }
 
     /// Decodes a block. False: its fields exceed the limit, and `field` did not get them all.
-    fn read(&mut self, block: &[u8], field: impl FnMut(&[u8], &[u8])) -> Result<bool, Bad> {
+    fn read(&mut self, block: &[u8], field: impl FnMut(&[u8], &[u8])) -> Result<bool, FrameError> {
         self.decoder.read(block, self.list_bytes, field).map_err(|bad| match bad {
-            BadBlock::TooLarge => Bad::Connection(Code::EnhanceYourCalm, "fields that are far too large"),
-            _ => Bad::Connection(Code::Compression, "fields that cannot be decompressed"),
+            BadBlock::TooLarge => FrameError::Connection(Code::EnhanceYourCalm, "fields that are far too large"),
+            _ => FrameError::Connection(Code::Compression, "fields that cannot be decompressed"),
         })
     }
 
-    fn reset_by_client(&mut self, id: u32) -> Result<(), Bad> {
+    fn reset_by_client(&mut self, id: u32) -> Result<(), FrameError> {
         if self.is_idle(id) {
-            return Err(Bad::Connection(Code::Protocol, "a reset of a stream without a head"));
+            return Err(FrameError::Connection(Code::Protocol, "a reset of a stream without a head"));
         }
         self.ended.end(id);
         let Some(at) = self.find_unreset(id) else { return self.budgets.idle_frame() };
@@ -770,7 +772,7 @@ impl Connection {
         self.call_next();
     }
 
-    fn settings(&mut self, payload: &[u8]) -> Result<(), Bad> {
+    fn settings(&mut self, payload: &[u8]) -> Result<(), FrameError> {
         self.has_begun = true;
         let mut first_window = self.first_send_window;
         for setting in frame::settings(payload) {
@@ -783,7 +785,7 @@ impl Connection {
         let by = first_window - std::mem::replace(&mut self.first_send_window, first_window);
         for stream in self.streams.iter_mut().filter(|_| by != 0) {
             if stream.send_window + by > MAX_WINDOW {
-                return Err(Bad::Connection(Code::FlowControl, "a window beyond the largest"));
+                return Err(FrameError::Connection(Code::FlowControl, "a window beyond the largest"));
             }
             stream.send_window += by;
             stream.wake();
@@ -792,22 +794,22 @@ impl Connection {
         Ok(())
     }
 
-    fn window_update(&mut self, id: u32, by: i64) -> Result<(), Bad> {
+    fn window_update(&mut self, id: u32, by: i64) -> Result<(), FrameError> {
         if id == 0 {
             if self.send_window + by > MAX_WINDOW {
-                return Err(Bad::Connection(Code::FlowControl, "a window beyond the largest"));
+                return Err(FrameError::Connection(Code::FlowControl, "a window beyond the largest"));
             }
             self.send_window += by;
             self.call_next();
             return Ok(());
         }
         if self.is_idle(id) {
-            return Err(Bad::Connection(Code::Protocol, "a window of a stream without a head"));
+            return Err(FrameError::Connection(Code::Protocol, "a window of a stream without a head"));
         }
         let Some(at) = self.find(id) else { return Ok(()) };
         let stream = &mut self.streams[at];
         if stream.send_window + by > MAX_WINDOW {
-            return Err(Bad::Stream(id, Code::FlowControl));
+            return Err(FrameError::Stream(id, Code::FlowControl));
         }
         let was_closed = stream.send_window <= 0;
         stream.send_window += by;
@@ -848,12 +850,12 @@ impl Connection {
             None => self.ended.add_reset(id),
         }
         write::reset(id, code, self.control());
-        if let Err(Bad::Connection(code, why)) = self.budgets.lose() {
+        if let Err(FrameError::Connection(code, why)) = self.budgets.lose() {
             self.fail(code, why);
         }
     }
 
-    /// Forgives the client so many lost streams, since time has passed.
+    /// Forgives the client `count` lost streams, since time has passed.
     pub fn forgive(&mut self, count: u32) {
         self.budgets.forgive(count);
     }
@@ -868,7 +870,7 @@ impl Connection {
 
     /// The same, to append one control frame that the client has caused.
     fn control(&mut self) -> &mut Vec<u8> {
-        // As long as the longest of them, a PING.
+        // Each counts as the longest of them, a PING.
         self.controls.behind += HEAD_BYTES + 8;
         self.out()
     }
@@ -884,8 +886,8 @@ impl Connection {
         }
     }
 
-    /// How many bytes a stream would have sent that waits for its turn since this was `since`, which is moved on. Other
-    /// streams may have had their turns before it, so that it has sent none of them.
+    /// How many bytes a stream that waits for its turn would have sent since the last call, if turns were single bytes.
+    /// `since`: the value of [`Self::share_now`] at that call, which is updated.
     pub fn share(&self, since: &mut u64) -> u64 {
         let bytes = self.share.wrapping_sub(*since) / SHARE_UNITS;
         *since = since.wrapping_add(bytes * SHARE_UNITS);
@@ -912,8 +914,8 @@ impl Connection {
         self.poll_turn(at, Part::Fields, cx).map(Ok)
     }
 
-    /// Waits until content can be sent; how many bytes, in one frame. The caller has some to send: when this is ready,
-    /// it sends them at once or calls [`Self::stand_back`].
+    /// Waits until content can be sent. Returns how many bytes one frame may have. The caller has some to send: when
+    /// this is ready, it sends them at once or calls [`Self::stand_back`].
     pub fn poll_window(&mut self, id: u32, cx: &mut Context<'_>) -> Poll<Result<usize, Gone>> {
         let Some(at) = self.find_unreset(id) else { return Poll::Ready(Err(Gone)) };
         let stream = &mut self.streams[at];
@@ -946,12 +948,12 @@ impl Connection {
     }
 
     /// Sends a head, whose fields `write` appends. This and the methods below send nothing on a stream that was reset.
-    pub fn send_head(&mut self, id: u32, begins: Begins, is_end: bool, write: impl FnOnce(&mut Vec<u8>)) {
+    pub fn send_head(&mut self, id: u32, kind: HeadKind, is_end: bool, write: impl FnOnce(&mut Vec<u8>)) {
         let Some(at) = self.find_unreset(id) else { return };
-        match begins {
-            Begins::Interim => {}
-            Begins::Response => self.streams[at].output = Output::Begun,
-            Begins::Tunnel => self.streams[at].output = Output::Tunnel,
+        match kind {
+            HeadKind::Interim => {}
+            HeadKind::Response => self.streams[at].output = Output::Begun,
+            HeadKind::Tunnel => self.streams[at].output = Output::Tunnel,
         }
         self.send_fields(at, is_end, write);
     }
@@ -983,7 +985,7 @@ impl Connection {
         self.sent_part(at, is_end);
     }
 
-    /// Begins a DATA frame; where it begins. The caller appends to [`Self::content`] at most what [`Self::poll_window`]
+    /// Begins a DATA frame. Returns its offset in [`Self::content`]. The caller appends to [`Self::content`] at most what [`Self::poll_window`]
     /// allowed.
     pub fn begin_content(&mut self) -> usize {
         write::begin(self.out())
@@ -1024,7 +1026,7 @@ impl Connection {
             self.end_turn(at);
         }
         self.call_next();
-        self.call();
+        self.wake_driver();
     }
 
     /// Resets a stream.
@@ -1041,7 +1043,7 @@ impl Connection {
     /// The task that served the stream is done. A stream that is not complete is reset.
     pub fn leave(&mut self, id: u32) {
         self.tasks -= 1;
-        self.call();
+        self.wake_driver();
         let Some(at) = self.find(id) else { return };
         let stream = &self.streams[at];
         match (stream.input, stream.output) {

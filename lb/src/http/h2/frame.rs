@@ -68,20 +68,20 @@ impl Code {
 
 /// An error of a frame, or of the order of frames.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Bad {
+pub enum FrameError {
     /// The connection ends (RFC 9113 §5.4.1). The text is for GOAWAY and the log.
     Connection(Code, &'static str),
     /// The stream is reset (RFC 9113 §5.4.2).
     Stream(u32, Code),
 }
 
-const fn protocol(why: &'static str) -> Bad {
-    Bad::Connection(Code::Protocol, why)
+const fn protocol(why: &'static str) -> FrameError {
+    FrameError::Connection(Code::Protocol, why)
 }
 
-const BAD_SIZE: Bad = Bad::Connection(Code::FrameSize, "a frame of another size than its kind has");
-const OF_NO_STREAM: Bad = protocol("a frame of a stream on none");
-const TOO_MUCH_PADDING: Bad = protocol("more padding than the frame has");
+const BAD_SIZE: FrameError = FrameError::Connection(Code::FrameSize, "a frame of another size than its kind has");
+const OF_NO_STREAM: FrameError = protocol("a frame of a stream on none");
+const TOO_MUCH_PADDING: FrameError = protocol("more padding than the frame has");
 
 /// The first nine bytes of a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -166,7 +166,7 @@ impl Head {
     }
 
     /// How a DATA frame goes on, whose payload begins so. `None`: that has not come yet.
-    pub fn data(self, payload: &[u8]) -> Result<Option<DataFrame>, Bad> {
+    pub fn data(self, payload: &[u8]) -> Result<Option<DataFrame>, FrameError> {
         let Self { len, id, .. } = self;
         if id == 0 {
             return Err(OF_NO_STREAM);
@@ -182,7 +182,7 @@ impl Head {
     }
 
     /// Reads the payload of any other frame, all of it.
-    pub fn frame(self, payload: &[u8]) -> Result<Frame<'_>, Bad> {
+    pub fn frame(self, payload: &[u8]) -> Result<Frame<'_>, FrameError> {
         let id = self.id;
         match self.kind {
             HEADERS | CONTINUATION | PRIORITY | RST_STREAM if id == 0 => Err(OF_NO_STREAM),
@@ -200,7 +200,7 @@ impl Head {
             }
             CONTINUATION => Ok(Frame::Continuation { id, block: payload, is_last: self.has(END_HEADERS) }),
             PRIORITY => {
-                let priority = payload.try_into().map_err(|_| Bad::Stream(id, Code::FrameSize))?;
+                let priority = payload.try_into().map_err(|_| FrameError::Stream(id, Code::FrameSize))?;
                 Ok(Frame::Priority { id, depends_on_itself: dependency(priority) == id })
             }
             RST_STREAM if payload.len() == 4 => Ok(Frame::Reset { id }),
@@ -216,7 +216,7 @@ impl Head {
                 let by = u32::from_be_bytes(payload.try_into().map_err(|_| BAD_SIZE)?) & MAX_ID;
                 match (by, id) {
                     (0, 0) => Err(protocol("a window opened by nothing")),
-                    (0, _) => Err(Bad::Stream(id, Code::Protocol)),
+                    (0, _) => Err(FrameError::Stream(id, Code::Protocol)),
                     _ => Ok(Frame::WindowUpdate { id, by }),
                 }
             }
@@ -225,7 +225,7 @@ impl Head {
         }
     }
 
-    fn without_padding(self, payload: &[u8]) -> Result<&[u8], Bad> {
+    fn without_padding(self, payload: &[u8]) -> Result<&[u8], FrameError> {
         if !self.has(PADDED) {
             return Ok(payload);
         }
@@ -262,14 +262,14 @@ pub enum Setting {
 }
 
 /// The settings of a frame. Those that change nothing here are checked and left out.
-pub fn settings(payload: &[u8]) -> impl Iterator<Item = Result<Setting, Bad>> {
+pub fn settings(payload: &[u8]) -> impl Iterator<Item = Result<Setting, FrameError>> {
     payload.as_chunks::<6>().0.iter().filter_map(|&[a, b, value @ ..]| {
         let value = u32::from_be_bytes(value);
         match u16::from_be_bytes([a, b]) {
             1 => Some(Ok(Setting::HeaderTableSize)),
             2 if value > 1 => Some(Err(protocol("ENABLE_PUSH that is neither 0 nor 1"))),
             4 if i64::from(value) > MAX_WINDOW => {
-                Some(Err(Bad::Connection(Code::FlowControl, "INITIAL_WINDOW_SIZE beyond the largest window")))
+                Some(Err(FrameError::Connection(Code::FlowControl, "INITIAL_WINDOW_SIZE beyond the largest window")))
             }
             4 => Some(Ok(Setting::InitialWindowSize(value.into()))),
             5 if !(MAX_PAYLOAD as u32..1 << 24).contains(&value) => {
@@ -329,7 +329,7 @@ pub mod write {
         frame(RST_STREAM, 0, id, &[&(code as u32).to_be_bytes()], out);
     }
 
-    /// Begins a frame whose payload is appended next; where it begins.
+    /// Begins a frame, whose payload is appended next. Returns its offset.
     pub fn begin(out: &mut Vec<u8>) -> usize {
         let start = out.len();
         out.extend_from_slice(&[0; HEAD_BYTES]);
@@ -367,14 +367,14 @@ pub mod write {
 mod tests {
     use super::*;
 
-    fn read(bytes: &[u8]) -> Result<Frame<'_>, Bad> {
+    fn read(bytes: &[u8]) -> Result<Frame<'_>, FrameError> {
         let (head, payload) = bytes.split_first_chunk::<HEAD_BYTES>().expect("a head");
         let head = Head::read(head);
         assert_eq!(head.len, payload.len());
         head.frame(payload)
     }
 
-    fn data(bytes: &[u8]) -> Result<Option<DataFrame>, Bad> {
+    fn data(bytes: &[u8]) -> Result<Option<DataFrame>, FrameError> {
         let (head, payload) = bytes.split_first_chunk::<HEAD_BYTES>().expect("a head");
         let head = Head::read(head);
         assert!(head.is_data());
@@ -411,15 +411,21 @@ mod tests {
         assert_eq!(read(b"\0\0\x07\x06\0\0\0\0\0abcdefg"), size);
         assert_eq!(read(b"\0\0\x07\x07\0\0\0\0\0abcdefg"), size);
         assert_eq!(read(b"\0\0\x03\x08\0\0\0\0\0abc"), size);
-        assert_eq!(read(b"\0\0\x04\x02\0\0\0\0\x03abcd"), Err(Bad::Stream(3, Code::FrameSize)));
+        assert_eq!(read(b"\0\0\x04\x02\0\0\0\0\x03abcd"), Err(FrameError::Stream(3, Code::FrameSize)));
         for kind in [HEADERS, PRIORITY, RST_STREAM, CONTINUATION] {
-            assert!(matches!(read(&[0, 0, 0, kind, 0, 0, 0, 0, 0]), Err(Bad::Connection(Code::Protocol, _))), "{kind}");
+            assert!(
+                matches!(read(&[0, 0, 0, kind, 0, 0, 0, 0, 0]), Err(FrameError::Connection(Code::Protocol, _))),
+                "{kind}"
+            );
         }
         for kind in [SETTINGS, PING, GOAWAY, PUSH_PROMISE] {
-            assert!(matches!(read(&[0, 0, 0, kind, 0, 0, 0, 0, 1]), Err(Bad::Connection(Code::Protocol, _))), "{kind}");
+            assert!(
+                matches!(read(&[0, 0, 0, kind, 0, 0, 0, 0, 1]), Err(FrameError::Connection(Code::Protocol, _))),
+                "{kind}"
+            );
         }
         assert_eq!(read(&[0, 0, 0, 0xbe, 0, 0, 0, 0, 1]), Ok(Frame::Other));
-        assert_eq!(read(b"\0\0\x04\x08\0\0\0\0\x01\0\0\0\0"), Err(Bad::Stream(1, Code::Protocol)));
+        assert_eq!(read(b"\0\0\x04\x08\0\0\0\0\x01\0\0\0\0"), Err(FrameError::Stream(1, Code::Protocol)));
         assert_eq!(read(b"\0\0\x04\x08\0\x80\0\0\x01\x80\0\0\x07"), Ok(Frame::WindowUpdate { id: 1, by: 7 }));
     }
 

@@ -15,8 +15,8 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::super::pace::Total;
-use super::connection::{Begins, Came, Connection, ShutWindow};
+use super::super::pace::ConnectionTotal;
+use super::connection::{Connection, HeadKind, Received, ShutWindow};
 use super::frame::Code;
 use super::head::{self, Content, Request};
 use crate::http::h1::body::BodyReader;
@@ -33,12 +33,12 @@ const MAX_KEPT_BYTES: usize = 64;
 /// free; it is there because the runtime demands `Send`.
 pub struct Link {
     connection: Mutex<Connection>,
-    pub total: Total,
+    pub total: ConnectionTotal,
     pub is_tls: bool,
 }
 
 impl Link {
-    pub fn new(connection: Connection, total: Total, is_tls: bool) -> Self {
+    pub fn new(connection: Connection, total: ConnectionTotal, is_tls: bool) -> Self {
         Self { connection: Mutex::new(connection), total, is_tls }
     }
 
@@ -131,7 +131,7 @@ impl Http2Stream {
         std::mem::take(&mut self.text)
     }
 
-    pub fn total(&self) -> &Total {
+    pub fn total(&self) -> &ConnectionTotal {
         &self.link.total
     }
 
@@ -188,7 +188,7 @@ impl Http2Stream {
     fn poll_request(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let mut connection = self.link.lock();
         match ready!(connection.poll_content(self.id, cx)).map_err(|_| reset())? {
-            Came::Some(count) => {
+            Received::Bytes(count) => {
                 drop(connection);
                 if let (Input::Chunked(is_later), Some(line)) = (self.input, ChunkHeader::new(count)) {
                     self.begin_line(is_later);
@@ -197,7 +197,7 @@ impl Http2Stream {
                 }
                 self.data = count;
             }
-            Came::End => {
+            Received::End => {
                 if let Input::Chunked(is_later) = self.input {
                     let trailers = connection.take_trailers(self.id);
                     drop(connection);
@@ -264,12 +264,12 @@ impl Http2Stream {
         }
         let (is_interim, opens_tunnel) = (response.is_interim(), response.status() == 101);
         let is_end = !is_interim && !opens_tunnel && matches!(response.framing(), Framing::None | Framing::Length(0));
-        let begins = match opens_tunnel {
-            true => Begins::Tunnel,
-            false if is_interim => Begins::Interim,
-            false => Begins::Response,
+        let kind = match opens_tunnel {
+            true => HeadKind::Tunnel,
+            false if is_interim => HeadKind::Interim,
+            false => HeadKind::Response,
         };
-        connection.send_head(self.id, begins, is_end, |out| head::write_response(&response, head, out));
+        connection.send_head(self.id, kind, is_end, |out| head::write_response(&response, head, out));
         if is_interim {
             begun.clear();
             return Poll::Ready(Ok(len - before));

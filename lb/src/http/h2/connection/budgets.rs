@@ -1,7 +1,7 @@
 //! How much a client may do that costs more than it is worth, before its connection ends: lose streams, ask for too
 //! many of them, and send frames that bring nothing. Ordinary use fills each budget again.
 
-use super::super::frame::{Bad, Code};
+use super::super::frame::{Code, FrameError};
 
 /// How many streams may be lost to errors of the client, where no backend answers one ("MadeYouReset", CVE-2025-8671).
 /// A head that is too large counts as one, since it costs more than others that are refused.
@@ -41,17 +41,17 @@ impl Default for Budgets {
 
 impl Budgets {
     /// A stream was lost to an error of the client.
-    pub(super) fn lose(&mut self) -> Result<(), Bad> {
+    pub(super) fn lose(&mut self) -> Result<(), FrameError> {
         use_up(&mut self.losses, "too many streams that end by errors")
     }
 
     /// The client has cancelled a stream before its response began.
-    pub(super) fn cancel(&mut self) -> Result<(), Bad> {
+    pub(super) fn cancel(&mut self) -> Result<(), FrameError> {
         use_up(&mut self.cancelled, "too many streams that are cancelled")
     }
 
-    /// So many lost streams are forgiven, and three times as many cancelled ones: for each answer of a backend, and
-    /// each time that some time has passed.
+    /// Forgives `count` lost streams, and three times as many cancelled ones: after each answer of a backend, and as time
+    /// passes.
     pub(super) fn forgive(&mut self, count: u32) {
         self.losses = self.losses.saturating_add(count).min(MAX_LOST);
         let cancelled = count.saturating_mul(CANCELLED_FORGIVEN);
@@ -59,12 +59,12 @@ impl Budgets {
     }
 
     /// A request beyond the limit was refused.
-    pub(super) fn refuse(&mut self) -> Result<(), Bad> {
+    pub(super) fn refuse(&mut self) -> Result<(), FrameError> {
         use_up(&mut self.refusals, "too many requests beyond the limit")
     }
 
     /// A frame came that brings nothing.
-    pub(super) fn idle_frame(&mut self) -> Result<(), Bad> {
+    pub(super) fn idle_frame(&mut self) -> Result<(), FrameError> {
         use_up(&mut self.idle_frames, "too many frames that bring nothing")
     }
 
@@ -89,7 +89,7 @@ impl Budgets {
     }
 }
 
-fn use_up(budget: &mut u32, why: &'static str) -> Result<(), Bad> {
-    *budget = budget.checked_sub(1).ok_or(Bad::Connection(Code::EnhanceYourCalm, why))?;
+fn use_up(budget: &mut u32, why: &'static str) -> Result<(), FrameError> {
+    *budget = budget.checked_sub(1).ok_or(FrameError::Connection(Code::EnhanceYourCalm, why))?;
     Ok(())
 }

@@ -4,8 +4,8 @@
 use std::task::{Context, Poll};
 
 use super::super::buffers;
-use super::super::frame::{Bad, Code, DataFrame, FIRST_WINDOW, write};
-use super::{Came, Connection, Gone, Input, MAX_STREAMS, Reset};
+use super::super::frame::{Code, DataFrame, FIRST_WINDOW, FrameError, write};
+use super::{Connection, Gone, Input, MAX_STREAMS, Received, Reset};
 
 /// By how much the windows of all streams together may grow beyond their first 64 KiB, where content is taken as fast
 /// as it comes: else an upload is held to 64 KiB for each round trip. About as much as Linux lets a receive buffer of
@@ -41,14 +41,14 @@ pub(super) struct IncomingData {
 impl Connection {
     /// Begins a DATA frame. It is checked, and counts against the windows, as a whole, so that nothing depends on how
     /// it is cut. An error of the stream resets that, and its content is dropped.
-    pub(super) fn begin_data(&mut self, frame: DataFrame) -> Result<IncomingData, Bad> {
+    pub(super) fn begin_data(&mut self, frame: DataFrame) -> Result<IncomingData, FrameError> {
         let DataFrame { id, content, padding, size, is_end } = frame;
         let size = size as i64;
         if self.is_idle(id) {
-            return Err(Bad::Connection(Code::Protocol, "content on a stream without a head"));
+            return Err(FrameError::Connection(Code::Protocol, "content on a stream without a head"));
         }
         if size > self.receive_window {
-            return Err(Bad::Connection(Code::FlowControl, "more content than the connection's window"));
+            return Err(FrameError::Connection(Code::FlowControl, "more content than the connection's window"));
         }
         self.receive_window -= size;
         if content == 0 && !is_end {
@@ -66,12 +66,12 @@ impl Connection {
     }
 
     /// The error of a stream on which content must not come. Err: that of the connection.
-    fn content_error(&mut self, id: u32, content: usize, size: i64) -> Result<Option<Code>, Bad> {
+    fn content_error(&mut self, id: u32, content: usize, size: i64) -> Result<Option<Code>, FrameError> {
         let Some(at) = self.find(id) else {
             return match self.ended.was_reset(id) || self.ended.is_unended(id) && content == 0 {
                 true => Ok(None),
                 false if self.ended.end(id) => Ok(Some(Code::Protocol)),
-                false => Err(Bad::Connection(Code::StreamClosed, "content on a stream that is closed")),
+                false => Err(FrameError::Connection(Code::StreamClosed, "content on a stream that is closed")),
             };
         };
         let stream = &self.streams[at];
@@ -85,7 +85,11 @@ impl Connection {
     }
 
     /// Goes on with a DATA frame that has begun. Returns as [`Self::next_frame`].
-    pub(super) fn go_on_with_data(&mut self, data: IncomingData, bytes: &[u8]) -> Option<(usize, Result<(), Bad>)> {
+    pub(super) fn go_on_with_data(
+        &mut self,
+        data: IncomingData,
+        bytes: &[u8],
+    ) -> Option<(usize, Result<(), FrameError>)> {
         if bytes.is_empty() {
             self.data = Some(data);
             return None;
@@ -93,7 +97,7 @@ impl Connection {
         Some(self.take_data(data, bytes))
     }
 
-    pub(super) fn take_data(&mut self, mut data: IncomingData, bytes: &[u8]) -> (usize, Result<(), Bad>) {
+    pub(super) fn take_data(&mut self, mut data: IncomingData, bytes: &[u8]) -> (usize, Result<(), FrameError>) {
         let (content, rest) = bytes.split_at(data.content.min(bytes.len()));
         let padding = data.padding.min(rest.len());
         data.content -= content.len();
@@ -123,7 +127,7 @@ impl Connection {
     }
 
     /// Ends a DATA frame: what no task takes of it is given back.
-    fn end_data(&mut self, data: &IncomingData) -> Result<(), Bad> {
+    fn end_data(&mut self, data: &IncomingData) -> Result<(), FrameError> {
         let IncomingData { id, is_end, overhead, dropped, .. } = *data;
         let at = self.find_unreset(id);
         if let Some(at) = at {
@@ -141,28 +145,28 @@ impl Connection {
     }
 
     /// END_STREAM has come.
-    pub(super) fn end_input(&mut self, at: usize) -> Result<(), Bad> {
+    pub(super) fn end_input(&mut self, at: usize) -> Result<(), FrameError> {
         let stream = &mut self.streams[at];
         if stream.declared.is_some_and(|declared| declared > 0) {
-            return Err(Bad::Stream(stream.id, Code::Protocol));
+            return Err(FrameError::Stream(stream.id, Code::Protocol));
         }
         stream.input = Input::Ended;
         stream.wake();
         Ok(())
     }
 
-    /// Gives so many bytes back to the connection's window.
+    /// Gives `size` bytes back to the connection's window.
     pub(super) fn release(&mut self, size: i64) {
         self.unreleased += size;
         if self.unreleased >= RELEASED_AT_ONCE {
             let by = std::mem::take(&mut self.unreleased);
             self.receive_window += by;
             write::window_update(0, by as u32, self.control());
-            self.call();
+            self.wake_driver();
         }
     }
 
-    /// Gives so many bytes back to the stream's window, and more of [`EXTRA_WINDOW`] if most of its content has been
+    /// Gives `size` bytes back to the stream's window, and more of [`EXTRA_WINDOW`] if most of its content has been
     /// taken.
     fn release_on_stream(&mut self, at: usize, size: i64) {
         let stream = &mut self.streams[at];
@@ -181,14 +185,14 @@ impl Connection {
             stream.receive_window += by;
             let id = stream.id;
             write::window_update(id, by as u32, self.control());
-            self.call();
+            self.wake_driver();
         }
     }
 
     // --- The streams' side.
 
     /// Waits for content of a request, or its end.
-    pub fn poll_content(&mut self, id: u32, cx: &mut Context<'_>) -> Poll<Result<Came, Gone>> {
+    pub fn poll_content(&mut self, id: u32, cx: &mut Context<'_>) -> Poll<Result<Received, Gone>> {
         let Some(at) = self.find(id) else { return Poll::Ready(Err(Gone)) };
         let stream = &mut self.streams[at];
         if stream.reset.is_some() {
@@ -196,8 +200,8 @@ impl Connection {
         }
         match (stream.content.len() - stream.content_at, stream.input) {
             (0, Input::Open) => stream.wait(cx),
-            (0, Input::Dropped | Input::Ended) => Poll::Ready(Ok(Came::End)),
-            (count, _) => Poll::Ready(Ok(Came::Some(count))),
+            (0, Input::Dropped | Input::Ended) => Poll::Ready(Ok(Received::End)),
+            (count, _) => Poll::Ready(Ok(Received::Bytes(count))),
         }
     }
 

@@ -34,7 +34,7 @@ impl EndedStreams {
         self.reset.add(id);
     }
 
-    /// The stream that has to be reset to make room for it, if one has.
+    /// Returns the stream that has to be reset to make room for it, if any.
     pub(super) fn add_unended(&mut self, id: u32) -> Option<u32> {
         let oldest = self.unended.add(id);
         if let Some(oldest) = oldest {
@@ -63,7 +63,7 @@ impl EndedStreams {
         !self.unended.ids.is_empty()
     }
 
-    /// The client has ended one of them; false: it is none of them.
+    /// The client has ended a stream. Returns whether it was one of those that it still had to end.
     pub(super) fn end(&mut self, id: u32) -> bool {
         let was_unended = self.unended.take(id);
         if was_unended {
@@ -84,7 +84,7 @@ impl EndedStreams {
 }
 
 impl Recent {
-    /// The one that is forgotten for it.
+    /// Returns the one that is forgotten in its place, if any.
     fn add(&mut self, id: u32) -> Option<u32> {
         let oldest = if self.ids.len() == MAX_REMEMBERED { self.ids.pop_front() } else { None };
         self.forgotten = self.forgotten.max(oldest.unwrap_or(0));
@@ -92,7 +92,7 @@ impl Recent {
         oldest
     }
 
-    /// Whether it was there.
+    /// Removes `id`. Returns whether it was there.
     fn take(&mut self, id: u32) -> bool {
         let at = self.ids.iter().position(|other| *other == id);
         at.and_then(|at| self.ids.remove(at)).is_some()

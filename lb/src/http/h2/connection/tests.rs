@@ -106,7 +106,7 @@ impl Client {
     }
 
     fn answer(&mut self, id: u32) {
-        self.connection.send_head(id, Begins::Response, true, |out| hpack::write_status(204, out));
+        self.connection.send_head(id, HeadKind::Response, true, |out| hpack::write_status(204, out));
         self.connection.leave(id);
     }
 

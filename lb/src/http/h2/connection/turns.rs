@@ -111,7 +111,7 @@ impl Connection {
 
     /// Asserts what this module promises. `is_awake`: whether the task of a stream is scheduled to run.
     #[cfg(test)]
-    pub fn is_sound(&self, is_awake: impl Fn(u32) -> bool) {
+    pub fn assert_sound(&self, is_awake: impl Fn(u32) -> bool) {
         for (queue, part) in self.waiting.iter().zip([Part::Fields, Part::Content]) {
             for id in queue {
                 let stream = self.find(*id).map(|at| &self.streams[at]).expect("a stream");

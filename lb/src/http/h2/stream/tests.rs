@@ -31,11 +31,11 @@ impl Task {
         Self(Arc::new(Flag(AtomicBool::new(true))))
     }
 
-    fn call(&self) {
+    fn wake(&self) {
         self.0.0.store(true, Ordering::Relaxed);
     }
 
-    fn is_called(&self) -> bool {
+    fn is_woken(&self) -> bool {
         self.0.0.load(Ordering::Relaxed)
     }
 
@@ -65,7 +65,7 @@ impl Server {
             self.in_hand.extend(std::iter::repeat_n(b'x', count));
             self.in_hand.extend(b"\r\n");
             self.given += count;
-            self.task.call();
+            self.task.wake();
         }
     }
 
@@ -77,7 +77,7 @@ impl Server {
     fn end_with(&mut self, trailers: &str) {
         if !std::mem::replace(&mut self.has_ended, true) {
             self.in_hand.extend(format!("0\r\n{trailers}\r\n").into_bytes());
-            self.task.call();
+            self.task.wake();
         }
     }
 
@@ -109,7 +109,7 @@ impl Server {
                 Poll::Pending => return true,
             }
         }
-        self.task.call();
+        self.task.wake();
         true
     }
 }
@@ -137,7 +137,7 @@ struct World {
 
 impl World {
     fn new() -> Self {
-        let link = Arc::new(Link::new(Connection::new(4096), Total::new(std::time::Instant::now()), false));
+        let link = Arc::new(Link::new(Connection::new(4096), ConnectionTotal::new(std::time::Instant::now()), false));
         let mut new = Self {
             link,
             driver: Task::new(),
@@ -202,26 +202,26 @@ impl World {
     }
 
     fn poll(&mut self, at: usize) {
-        if self.servers[at].1.task.is_called() && !self.servers[at].1.poll() {
+        if self.servers[at].1.task.is_woken() && !self.servers[at].1.poll() {
             self.servers.remove(at);
         }
     }
 
     /// The socket takes some, where the connection's task has been woken for it.
-    fn take(&mut self, most: usize) {
-        if !self.driver.is_called() {
+    fn take(&mut self, max: usize) {
+        if !self.driver.is_woken() {
             return;
         }
         let waker = self.driver.begin();
         let mut connection = self.link.lock();
-        let count = connection.unsent().len().min(most);
+        let count = connection.unsent().len().min(max);
         self.taken.extend_from_slice(&connection.unsent()[..count]);
         connection.sent(count);
         if !connection.unsent().is_empty() {
             // The socket will say when it takes more.
-            self.driver.call();
+            self.driver.wake();
         }
-        connection.wait(&Context::from_waker(&waker));
+        connection.register_driver(&Context::from_waker(&waker));
         drop(connection);
         self.serve();
         self.look();
@@ -259,7 +259,7 @@ impl World {
                 at += usize::from(self.servers.len() == before);
             }
             self.take(usize::MAX);
-            if !self.driver.is_called() && self.servers.iter().all(|(_, server)| !server.task.is_called()) {
+            if !self.driver.is_woken() && self.servers.iter().all(|(_, server)| !server.task.is_woken()) {
                 return;
             }
         }
@@ -268,7 +268,7 @@ impl World {
 
     fn is_served(&mut self) {
         self.settle();
-        self.is_sound();
+        self.assert_sound();
         for (id, server) in &self.servers {
             assert!(server.in_hand.is_empty(), "{id} stands still with {} bytes", server.in_hand.len());
             let came = &self.came[id];
@@ -276,9 +276,9 @@ impl World {
         }
     }
 
-    fn is_sound(&self) {
-        let is_awake = |id| self.servers.iter().any(|(other, server)| *other == id && server.task.is_called());
-        self.link.lock().is_sound(is_awake);
+    fn assert_sound(&self) {
+        let is_awake = |id| self.servers.iter().any(|(other, server)| *other == id && server.task.is_woken());
+        self.link.lock().assert_sound(is_awake);
     }
 
     fn widen(&mut self) {
@@ -338,7 +338,7 @@ fn goes(world: &mut World, happens: Happens) {
         Happens::Gives(at, count) => world.servers.get_mut(at).into_iter().for_each(|(_, server)| server.give(count)),
         Happens::Ends(at) => world.servers.get_mut(at).into_iter().for_each(|(_, server)| server.end()),
         Happens::Polls(at) if at < world.servers.len() => world.poll(at),
-        Happens::Takes(most) => world.take(most),
+        Happens::Takes(max) => world.take(max),
         Happens::Window(at, by) => world.open_window(at, by),
         Happens::FirstWindow(size) => world.set_window(size),
         Happens::Content(at) => {
@@ -358,7 +358,7 @@ fn goes(world: &mut World, happens: Happens) {
         Happens::Polls(_) | Happens::Leaves(_) | Happens::Aborts(_) => {}
         Happens::Settles => world.settle(),
     }
-    world.is_sound();
+    world.assert_sound();
 }
 
 proptest! {

@@ -122,8 +122,8 @@ fn clients_that_lose_more_than_they_get_have_to_leave() {
     for n in 0..1_000 {
         let id = 2 * n + 1;
         client.ask(id);
-        let begins = if n % 2 == 0 { Begins::Tunnel } else { Begins::Response };
-        client.connection.send_head(id, begins, false, |out| hpack::write_status(200, out));
+        let kind = if n % 2 == 0 { HeadKind::Tunnel } else { HeadKind::Response };
+        client.connection.send_head(id, kind, false, |out| hpack::write_status(200, out));
         client.send(&reset(id));
         client.connection.leave(id);
         client.sent();
@@ -138,7 +138,7 @@ fn streams_that_are_reset_have_no_more_tasks_than_streams_are_allowed() {
     for n in 0..1_000 {
         let id = 2 * n + 1;
         client.ask(id);
-        client.connection.send_head(id, Begins::Response, false, |out| hpack::write_status(200, out));
+        client.connection.send_head(id, HeadKind::Response, false, |out| hpack::write_status(200, out));
         client.send(&frame(3, 0, id, &[0, 0, 0, 8]));
         client.sent();
         if client.connection.tasks == MAX_STREAMS {
@@ -311,7 +311,7 @@ fn an_idle_connection_holds_next_to_nothing() {
     for n in 0..500 {
         let id = 2 * n + 1;
         client.ask(id);
-        client.connection.send_head(id, Begins::Response, false, |out| hpack::write_status(200, out));
+        client.connection.send_head(id, HeadKind::Response, false, |out| hpack::write_status(200, out));
         client.write(id, 50_000);
         let start = client.connection.begin_content();
         client.connection.end_content(start, id, true);

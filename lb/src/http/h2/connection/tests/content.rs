@@ -160,7 +160,7 @@ fn content_is_handed_on_before_its_frame_has_ended() {
     for (at, byte) in all[10..].iter().enumerate() {
         assert!(began.is_content);
         client.send(&[*byte]);
-        let came = Came::Some(100.min(at + 1));
+        let came = Received::Bytes(100.min(at + 1));
         assert_eq!(client.connection.poll_content(1, &mut cx), Poll::Ready(Ok(came)));
         if let Some(more) = client.connection.unfinished(b"") {
             assert_ne!(std::mem::replace(&mut began, more), more, "it is progress");
@@ -168,7 +168,7 @@ fn content_is_handed_on_before_its_frame_has_ended() {
     }
     assert_eq!((client.connection.unfinished(b""), client.error()), (None, None));
     assert_eq!(client.connection.take_content(1, 1_000, |content| assert_eq!(content, [b'x'; 100])), 100);
-    assert_eq!(client.connection.poll_content(1, &mut cx), Poll::Ready(Ok(Came::End)));
+    assert_eq!(client.connection.poll_content(1, &mut cx), Poll::Ready(Ok(Received::End)));
     client.ask(3);
 }
 

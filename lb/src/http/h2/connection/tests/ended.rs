@@ -102,7 +102,7 @@ fn what_is_under_way_to_a_stream_that_was_given_up_is_dropped() {
     client.send(&head(END_HEADERS, 1));
     client.connection.next_request();
     client.send(&frame(0, 0, 1, b"x"));
-    client.connection.send_head(1, Begins::Response, true, |out| hpack::write_status(413, out));
+    client.connection.send_head(1, HeadKind::Response, true, |out| hpack::write_status(413, out));
     client.connection.leave(1);
     let sent = client.sent();
     assert_eq!(resets(&sent), [(1, 0)], "no error");
@@ -125,7 +125,7 @@ fn nothing_is_sent_on_a_stream_that_was_reset() {
             let start = client.connection.begin_content();
             client.connection.end_content(start, 1, true);
         },
-        &|client| client.connection.send_head(1, Begins::Response, true, |out| hpack::write_status(204, out)),
+        &|client| client.connection.send_head(1, HeadKind::Response, true, |out| hpack::write_status(204, out)),
         &|client| client.connection.send_trailers(1, |out| out.extend_from_slice(b"\x00\x01x\x01y")),
         &|client| client.connection.abort(1, Code::Internal),
         &|client| client.connection.leave(1),
@@ -137,7 +137,7 @@ fn nothing_is_sent_on_a_stream_that_was_reset() {
         let mut client = Client::new();
         client.send(&head(END_HEADERS, 1));
         client.connection.next_request();
-        client.connection.send_head(1, Begins::Tunnel, false, |out| hpack::write_status(200, out));
+        client.connection.send_head(1, HeadKind::Tunnel, false, |out| hpack::write_status(200, out));
         *client.connection.budgets.losses() = 7;
         reset(&mut client);
         client.sent();

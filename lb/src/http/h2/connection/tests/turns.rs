@@ -53,7 +53,7 @@ fn what_is_sent_counts_as_shared_by_all_that_wait_for_the_connections_window() {
     client.send(&setting(4, 100_000));
     for id in [1, 3, 5] {
         client.ask(id);
-        client.connection.send_head(id, Begins::Response, false, |out| hpack::write_status(200, out));
+        client.connection.send_head(id, HeadKind::Response, false, |out| hpack::write_status(200, out));
     }
     client.sent();
     assert_eq!(client.write(1, 100_000), 65_535);

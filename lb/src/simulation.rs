@@ -49,7 +49,7 @@ use crate::metrics::Metrics;
 use crate::plant::{self, Bug};
 use crate::shutdown::Shutdown;
 use backend::BackendProfile;
-use executor::{Kind, RunEnd, spawn};
+use executor::{RunEnd, TaskKind, spawn};
 use history::{
     ClientFault, Coverage, Exchange, Framing, PlannedRequest, ResponseOrigin, Route, Signal, cover, record_fault,
     report_violation,
@@ -283,7 +283,7 @@ fn scenario(seed: u64) {
     let spawning = Rc::downgrade(&balancer);
     simulated::set_spawner(Some(Box::new(move |task| {
         if let Some(balancer) = spawning.upgrade() {
-            spawn(Kind::Balancer, until_stop_timeout(balancer, task));
+            spawn(TaskKind::Balancer, until_stop_timeout(balancer, task));
         }
     })));
     for client in 0..between(1, 4) {
@@ -293,15 +293,15 @@ fn scenario(seed: u64) {
             false => Plan::Http1(client_plan(scale, clients_fail, half_close, max_body)),
         };
         let plans = (0..between(1, 2)).map(plan).collect();
-        spawn(Kind::Actor, run_client(Rc::clone(&balancer), client, delay, plans, scale));
+        spawn(TaskKind::Actor, run_client(Rc::clone(&balancer), client, delay, plans, scale));
     }
     if one_in(3) {
-        spawn(Kind::Actor, operator::changes(Rc::clone(&balancer), between(1, 8), backends));
+        spawn(TaskKind::Actor, operator::changes(Rc::clone(&balancer), between(1, 8), backends));
     }
     if one_in(6) {
-        spawn(Kind::Background, operator::stop(Rc::clone(&balancer)));
+        spawn(TaskKind::Background, operator::stop(Rc::clone(&balancer)));
     }
-    spawn(Kind::Background, operator::housekeeping(Rc::clone(&balancer)));
+    spawn(TaskKind::Background, operator::housekeeping(Rc::clone(&balancer)));
     let end = executor::run(MAX_RUN_TIME, check_progress);
     check_end_state(&balancer, end);
 }
@@ -331,7 +331,7 @@ async fn run_client(balancer: Rc<Balancer>, number: u64, delay: Duration, plans:
             }
             history.links.push(link);
         });
-        spawn(Kind::Balancer, serve(Rc::clone(&balancer), balancer_pipe));
+        spawn(TaskKind::Balancer, serve(Rc::clone(&balancer), balancer_pipe));
         match plan {
             Plan::Http1(plan) => {
                 let tls = balancer.is_tls.then(tls::Tls::client);
@@ -346,7 +346,7 @@ async fn run_client(balancer: Rc<Balancer>, number: u64, delay: Duration, plans:
 async fn serve(balancer: Rc<Balancer>, pipe: Pipe) {
     let link = Arc::clone(pipe.link());
     let serving = async {
-        let slot = balancer.engine.admit().await;
+        let permit = balancer.engine.admit().await;
         let peer = Peer::from(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1 + below(4) as u8)));
         let io = if balancer.is_tls {
             let handshake = tls::ACCEPTOR.accept(Io::Pipe(pipe));
@@ -358,7 +358,7 @@ async fn serve(balancer: Rc<Balancer>, pipe: Pipe) {
             Io::Pipe(pipe)
         };
         http::serve(Arc::clone(&balancer.engine), ClientStream::Io(io), peer).await;
-        drop(slot);
+        drop(permit);
     };
     let mut serving = pin!(serving);
     let mut stop_timeout = pin!(balancer.stop_timeout.until(|| history::with(|history| history.has_stop_timed_out)));
@@ -562,7 +562,7 @@ fn network(
             }
             let (balancer_pipe, actor_pipe) = Pipe::pair(format!("b{backend}.{number}"), backend, conditions);
             history::with(|history| history.links.push(Arc::clone(actor_pipe.link())));
-            spawn(Kind::Actor, backend::run(backend, actor_pipe, is_tls, profile));
+            spawn(TaskKind::Actor, backend::run(backend, actor_pipe, is_tls, profile));
             Ok(balancer_pipe)
         })
     })
@@ -600,8 +600,8 @@ fn seen_failures(backend: &Backend) -> u64 {
 }
 
 /// Waits, without reading or writing, until the balancer has closed its side of a connection.
-async fn wait_for_close(link: &Link, balancers: usize) {
-    while link.flow(1 - balancers).is_open {
+async fn wait_for_close(link: &Link, balancer_side: usize) {
+    while link.flow(1 - balancer_side).is_open {
         clock::sleep(Duration::from_millis(500)).await;
     }
 }
@@ -732,7 +732,7 @@ fn check_end_state(balancer: &Balancer, end: RunEnd) {
     wrong.into_iter().for_each(report_violation);
     if balancer.client_limit.in_use() != 0 || balancer.thread.exchanges() != 0 {
         report_violation(format!(
-            "{} places and {} exchanges are left",
+            "{} connection permits and {} exchanges are left",
             balancer.client_limit.in_use(),
             balancer.thread.exchanges()
         ));

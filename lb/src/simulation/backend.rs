@@ -474,9 +474,9 @@ async fn tunnel(
     let (mut sent, mut at, mut chunk_left) = (0, 0, 0);
     let sending =
         send_content(connection, Payload::download(id, attempt), Framing::None, &mut sent, down, profile.max_write);
-    let hearing = reader.content(Payload::upload(id), (Framing::Length, up), &mut at, &mut chunk_left, u64::MAX);
-    let (sent, heard) = tokio::join!(sending, hearing);
-    match heard {
+    let receiving = reader.content(Payload::upload(id), (Framing::Length, up), &mut at, &mut chunk_left, u64::MAX);
+    let (sent, received) = tokio::join!(sending, receiving);
+    match received {
         Err(ReadError::Malformed(what)) => report_violation(format!("{name}: {what}")),
         Ok(_) if sent.is_ok() => {
             mark_complete(id, attempt);

@@ -65,7 +65,7 @@ pub(super) async fn run(plan: Plan, connection: Rc<Connection>) {
 }
 
 /// Records that the client is at fault in all requests that have no response yet.
-fn at_fault(plan: &Plan, progress: &Progress) {
+fn record_faults(plan: &Plan, progress: &Progress) {
     plan.requests[progress.answered.get().min(plan.requests.len())..]
         .iter()
         .for_each(|request| record_client_fault(request.id));
@@ -108,7 +108,7 @@ async fn write_one(
     let (name, id) = (&connection.pipe.link().name, request.id);
     trace(|| format!("{name} client asks {request:?}"));
     if request.fault == ClientFault::BadHead {
-        at_fault(plan, progress);
+        record_faults(plan, progress);
         connection.send(b"GET / HTTP/1.1\r\nHost sim\r\n\r\n").await.ok()?;
         return None;
     }
@@ -142,7 +142,7 @@ async fn write_one(
     trace(|| format!("{name} client has sent {at} bytes of {id}: {sent:?}"));
     sent.ok()?;
     if misbehaves {
-        at_fault(plan, progress);
+        record_faults(plan, progress);
     }
     match request.fault {
         ClientFault::StallsWhileSending => {
@@ -172,7 +172,7 @@ async fn write_one(
     if request.fault == ClientFault::HalfCloses {
         cover(Coverage::HalfClosed);
         if plan.half_close == HalfClose::Cancel {
-            at_fault(plan, progress);
+            record_faults(plan, progress);
         }
         connection.shutdown().await;
         return None;
@@ -309,7 +309,7 @@ async fn read_one(
         return read_local_response(request, status, framing, persists, reader).await;
     };
     let attempt = head.number("x-attempt").unwrap_or(u64::MAX) as usize;
-    if !is_of(request.id, name, id, attempt, status) {
+    if !is_response_of(request.id, name, id, attempt, status) {
         return Outcome::Incomplete;
     }
     let payload = Payload::download(request.id, attempt);
@@ -371,8 +371,9 @@ fn may_be_cut_off(plan: &Plan, request: &PlannedRequest) -> bool {
     })
 }
 
-/// Checks that a response which claims to be of exchange `id` is an unchanged response to `request`.
-pub(super) fn is_of(request: u32, name: &str, id: u64, attempt: usize, status: u16) -> bool {
+/// Whether a response that claims to be of exchange `id` is a backend's unchanged response to `request`. Reports a
+/// violation if it is not.
+pub(super) fn is_response_of(request: u32, name: &str, id: u64, attempt: usize, status: u16) -> bool {
     if id != u64::from(request) {
         report_violation(format!("{name} was given the response of exchange {id} for exchange {request}"));
         return false;
@@ -441,9 +442,9 @@ async fn tunnel(
         }
     };
     let down = Payload::download(request.id, attempt);
-    let hearing = reader.content(down, (Framing::UntilClose, 0), &mut at, &mut chunk_left, u64::MAX);
-    let ((), heard) = tokio::join!(sending, hearing);
-    match heard {
+    let receiving = reader.content(down, (Framing::UntilClose, 0), &mut at, &mut chunk_left, u64::MAX);
+    let ((), received) = tokio::join!(sending, receiving);
+    match received {
         Err(ReadError::Malformed(what)) => report_violation(format!("{name}: {what}")),
         Err(ReadError::Closed { .. }) => {}
         Ok(_) => {
@@ -460,7 +461,7 @@ async fn tunnel(
 }
 
 async fn misbehave(plan: &Plan, request: &PlannedRequest, connection: &Rc<Connection>, progress: &Progress) -> Outcome {
-    at_fault(plan, progress);
+    record_faults(plan, progress);
     trace(|| format!("{} client misbehaves: {:?}", connection.pipe.link().name, request.fault));
     match request.fault {
         ClientFault::StallsWhileReading => {

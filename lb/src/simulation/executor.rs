@@ -19,7 +19,7 @@ pub(super) type Task = Pin<Box<dyn Future<Output = ()>>>;
 
 /// Whose task it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(super) enum TaskKind {
     /// The balancer's. It has to end.
     Balancer,
     /// A client or a backend.
@@ -30,7 +30,7 @@ pub(super) enum Kind {
 
 thread_local! {
     static READY: RefCell<Vec<u64>> = const { RefCell::new(Vec::new()) };
-    static SPAWNED: RefCell<Vec<(Kind, Task)>> = const { RefCell::new(Vec::new()) };
+    static SPAWNED: RefCell<Vec<(TaskKind, Task)>> = const { RefCell::new(Vec::new()) };
 }
 
 struct TaskWaker(usize);
@@ -46,7 +46,7 @@ impl Wake for TaskWaker {
 }
 
 struct Slot {
-    kind: Kind,
+    kind: TaskKind,
     task: Option<Task>,
     waker: Waker,
     /// The highest runs first under [`Order::Priorities`].
@@ -74,7 +74,7 @@ pub(super) enum RunEnd {
 }
 
 /// Adds a task.
-pub(super) fn spawn(kind: Kind, task: impl Future<Output = ()> + 'static) {
+pub(super) fn spawn(kind: TaskKind, task: impl Future<Output = ()> + 'static) {
     SPAWNED.with_borrow_mut(|spawned| spawned.push((kind, Box::pin(task))));
 }
 
@@ -92,7 +92,7 @@ pub(super) fn run(limit: Duration, mut on_quiescence: impl FnMut()) -> RunEnd {
         admit(&mut slots);
         let Some(next) = READY.with_borrow_mut(|ready| pick(ready, &mut slots, order)) else {
             let left = |kind| slots.iter().any(|slot| slot.kind == kind && slot.task.is_some());
-            if !left(Kind::Balancer) && !left(Kind::Actor) {
+            if !left(TaskKind::Balancer) && !left(TaskKind::Actor) {
                 break RunEnd::Finished;
             }
             on_quiescence();

@@ -17,8 +17,8 @@ use h2::{Reason, RecvStream, SendStream};
 use http::{HeaderMap, Method, Request, Response};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::client::is_of;
-use super::executor::{Kind, spawn};
+use super::client::is_response_of;
+use super::executor::{TaskKind, spawn};
 use super::history::{
     self, ClientFault, Coverage, Framing, PlannedRequest, ResponseOrigin, Route, Signal, cover, record_client_fault,
     record_received, record_written, report_violation, trace,
@@ -79,7 +79,7 @@ pub(super) async fn run(plan: Plan, pipe: Pipe) {
     let Ok((send, connection)) = builder.handshake::<_, Bytes>(Socket(pipe)).await else { return };
     for request in plan.requests {
         let delay = if one_in(2) { Duration::ZERO } else { milliseconds(0, 20) };
-        spawn(Kind::Actor, exchange(Rc::clone(&client), send.clone(), request, delay));
+        spawn(TaskKind::Actor, exchange(Rc::clone(&client), send.clone(), request, delay));
     }
     let kept = plan.keeps_open.then(|| send.clone());
     drop(send);
@@ -289,7 +289,7 @@ async fn read(
         return Some(read_local_response(request, status, &mut content).await);
     };
     let attempt = number(&head.headers, "x-attempt").unwrap_or(u64::MAX) as usize;
-    if !is_of(request.id, name, id, attempt, status) {
+    if !is_response_of(request.id, name, id, attempt, status) {
         return Some(Outcome::Incomplete);
     }
     let is_bare = request.method == "HEAD" || matches!(status, 204 | 304);

@@ -354,7 +354,7 @@ async fn the_admin_api_answers_while_all_traffic_waits() {
     for wire in &mut held {
         assert_eq!(wire.reply().await.status, 200);
     }
-    balancer.is_idle().await;
+    balancer.until_idle().await;
 }
 
 #[tokio::test]

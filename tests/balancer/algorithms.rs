@@ -63,7 +63,7 @@ async fn least_connections_fills_by_weight_while_exchanges_are_slow() {
     for wire in &mut held {
         assert_eq!(wire.reply().await.status, 200);
     }
-    balancer.is_idle().await;
+    balancer.until_idle().await;
 }
 
 #[tokio::test]
@@ -74,7 +74,7 @@ async fn least_connections_gives_idle_backends_turns_by_weight() {
     let mut wire = balancer.connect().await;
     for _ in 0..44 {
         wire.exchange(&Request::get("/")).await;
-        balancer.is_idle().await;
+        balancer.until_idle().await;
     }
     assert_eq!([a.heads(), b.heads()], [40, 4]);
 }

@@ -369,7 +369,7 @@ async fn a_response_that_stalls_during_an_unfinished_upload_is_cut_off() {
         wire.send(request).await;
         let reply = wire.reply().await;
         assert_eq!((reply.text().as_str(), reply.end), ("first", End::CutOff), "{request:?}");
-        balancer.is_idle().await;
+        balancer.until_idle().await;
         assert_eq!(balancer.backend(&a).await["failures"], failures, "{request:?}");
     }
 }
@@ -405,7 +405,7 @@ async fn upload_progress_renews_the_read_timeout_unless_the_upload_drips() {
         }
     };
     within("its end", dripping).await;
-    balancer.is_idle().await;
+    balancer.until_idle().await;
     assert_eq!(balancer.backend(&a).await["failures"], 0);
 }
 
@@ -462,7 +462,7 @@ async fn a_backend_that_answers_without_reading_the_upload_is_not_cut_off() {
         assert!(content.iter().all(|byte| *byte == b'r'), "{target}");
         upload.abort();
     }
-    balancer.is_idle().await;
+    balancer.until_idle().await;
     let backend = &balancer.pool().await["backends"][0];
     assert_eq!((&backend["failures"], &backend["status"]), (&0.into(), &"healthy".into()));
 }

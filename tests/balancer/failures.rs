@@ -20,7 +20,7 @@ async fn connections_refused_by_all_backends_are_502() {
     for request in [Request::get("/"), Request::post("/", "body")] {
         assert_eq!(balancer.send(&request).await.status, 502);
     }
-    balancer.is_idle().await;
+    balancer.until_idle().await;
 }
 
 #[tokio::test]
@@ -41,7 +41,7 @@ async fn a_backend_that_closes_before_its_response_is_502() {
         let reply = balancer.send(&Request::post("/", "body")).await;
         assert_eq!(reply.status, 502, "{steps:?}: {}", reply.text());
     }
-    balancer.is_idle().await;
+    balancer.until_idle().await;
 }
 
 #[tokio::test]
@@ -96,7 +96,7 @@ async fn responses_over_our_limits_are_neither_retried_nor_counted_as_failures()
             assert_eq!(reply.status, 502, "{word}: {}", reply.text());
             assert_eq!(a.heads() + b.heads(), request, "{word}: tried once each");
         }
-        balancer.is_idle().await;
+        balancer.until_idle().await;
         for origin in [&a, &b] {
             let backend = balancer.backend(origin).await;
             assert_eq!((&backend["status"], &backend["failures"]), (&json!("healthy"), &json!(0)), "{word}");
@@ -171,7 +171,7 @@ async fn a_client_that_sends_no_body_after_100_gets_408_and_no_backend_is_blamed
         assert_eq!(wire.reply_head().await.status, 100);
         assert_eq!(wire.reply().await.status, 408);
     }
-    balancer.is_idle().await;
+    balancer.until_idle().await;
     assert_eq!(a.heads() + b.heads(), 4, "tried once each");
     for origin in [&a, &b] {
         let backend = balancer.backend(origin).await;
@@ -230,7 +230,7 @@ async fn a_response_timeout_is_504() {
     for request in [Request::get("/hold"), Request::post("/hold", "body")] {
         assert_eq!(balancer.send(&request).await.status, 504, "{}", request.method);
     }
-    balancer.is_idle().await;
+    balancer.until_idle().await;
     eventually("the origins were told", async || a.abandoned() + b.abandoned() == a.heads() + b.heads()).await;
 }
 
@@ -246,7 +246,7 @@ async fn connect_timeouts_are_retried_and_end_as_504() {
     }
     balancer.patch(&a, json!({ "state": "down" })).await;
     assert_eq!(balancer.get("/").await.status, 504);
-    balancer.is_idle().await;
+    balancer.until_idle().await;
 }
 
 #[tokio::test]
@@ -279,7 +279,7 @@ async fn a_truncated_response_never_looks_complete() {
                 // Closed before anything was forwarded: that is unambiguous, too.
                 Err(_) => {}
             }
-            balancer.is_idle().await;
+            balancer.until_idle().await;
         }
     }
 }
@@ -352,7 +352,7 @@ async fn a_client_that_half_closes_still_receives_earlier_responses() {
     wire.send([Request::get("/whole").to_bytes(), Request::get("/hold").to_bytes()].concat()).await;
     eventually("the second is with the origin", async || a.heads() == 2).await;
     wire.close_sending().await;
-    balancer.is_idle().await;
+    balancer.until_idle().await;
     let reply = wire.reply().await;
     assert_eq!((reply.body.len(), reply.end), (LARGE, End::Complete));
     assert_eq!(wire.rest().await, (Vec::new(), true));
@@ -398,7 +398,7 @@ async fn a_backend_that_times_out_on_a_slow_reader_is_not_blamed() {
         assert_eq!(balancer.in_flight().await, 1, "the client is waited for");
         let (rest, _) = wire.rest().await;
         assert!((1..50_000_000).contains(&rest.len()), "{} bytes came", rest.len());
-        balancer.is_idle().await;
+        balancer.until_idle().await;
     }
     let backend = balancer.backend(&a).await;
     assert_eq!((&backend["status"], &backend["failures"]), (&json!("healthy"), &json!(0)));
@@ -412,7 +412,7 @@ async fn a_body_that_stalls_is_cut_off() {
     a.answer(|_| vec![Step::Send(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nhalf".to_vec()), Step::Hang]);
     let reply = balancer.get("/").await;
     assert_eq!((reply.status, reply.end), (200, End::CutOff));
-    balancer.is_idle().await;
+    balancer.until_idle().await;
 }
 
 #[tokio::test]
@@ -428,7 +428,7 @@ async fn a_connection_lost_within_a_response_truncates_it() {
     link.cut();
     let (rest, _) = wire.rest().await;
     assert!(rest.len() < 1000);
-    balancer.is_idle().await;
+    balancer.until_idle().await;
 
     a.forget_script();
     link.restore();
@@ -479,7 +479,7 @@ async fn a_body_over_the_limit_is_413_and_the_connection_ends() {
         assert_eq!(balancer.send(&request).await.status, 200);
     }
     assert!(a.requests().iter().all(|request| request.body.len() <= 10_000));
-    balancer.is_idle().await;
+    balancer.until_idle().await;
     assert_eq!(balancer.backend(&a).await["failures"], 0, "the client's fault, not the backend's");
 }
 
@@ -525,7 +525,7 @@ async fn a_client_that_is_slow_with_its_body_is_408() {
     wire.send("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nhalf").await;
     assert_eq!(wire.reply().await.status, 408);
     assert!(wire.is_closed().await);
-    balancer.is_idle().await;
+    balancer.until_idle().await;
     assert_eq!(balancer.backend(&a).await["failures"], 0, "the client's fault, not the backend's");
 }
 
@@ -546,7 +546,7 @@ async fn a_client_that_does_not_read_is_disconnected() {
     let mut wire = balancer.connect().await;
     wire.send(Request::get("/").to_bytes()).await;
     assert_eq!(wire.reply_head().await.status, 200);
-    balancer.is_idle().await;
+    balancer.until_idle().await;
 }
 
 // Its connection was closed, but the system kept the unread data for it.
@@ -559,7 +559,7 @@ async fn a_tls_client_that_does_not_read_is_reset() {
     let mut client = http2::connect_for(b"http/1.1", balancer.address()).await.expect("a TLS handshake");
     client.write_all(&Request::get("/").to_bytes()).await.expect("a peer");
     eventually("it is asked", async || a.heads() == 1).await;
-    balancer.is_idle().await;
+    balancer.until_idle().await;
     let read = within("the end", client.read_to_end(&mut Vec::new())).await;
     assert_eq!(read.map_err(|e| e.kind()), Err(std::io::ErrorKind::ConnectionReset));
 }
@@ -580,7 +580,7 @@ async fn a_client_that_disconnects_during_a_stalled_upload_is_noticed() {
     assert!(tokio::time::timeout(Duration::from_secs(2), all).await.is_err(), "nobody reads");
     assert_eq!(balancer.in_flight().await, 1);
     wire.reset();
-    balancer.is_idle().await;
+    balancer.until_idle().await;
     eventually("it is logged", async || {
         let lines = std::fs::read_to_string(balancer.file("access.log")).unwrap_or_default();
         lines.contains("\"status\":499") && lines.contains("client-gone")
@@ -602,7 +602,7 @@ async fn a_tls_client_that_disconnects_during_a_stalled_upload_is_noticed() {
     assert_eq!(balancer.in_flight().await, 1);
     client.get_ref().0.set_zero_linger().expect("an open socket");
     drop(client);
-    balancer.is_idle().await;
+    balancer.until_idle().await;
 }
 
 #[tokio::test]
@@ -620,7 +620,7 @@ async fn a_client_that_disconnects_behind_many_pipelined_requests_is_noticed() {
             true => wire.reset(),
             false => drop(wire),
         }
-        balancer.is_idle().await;
+        balancer.until_idle().await;
     }
 }
 
@@ -633,7 +633,7 @@ async fn a_client_that_disconnects_while_connecting_to_a_backend_is_noticed() {
     wire.send(Request::get("/").to_bytes()).await;
     eventually("it is tried", async || balancer.in_flight().await == 1).await;
     drop(wire);
-    balancer.is_idle().await;
+    balancer.until_idle().await;
 }
 
 async fn assert_unavailable(balancer: &Balancer) {

@@ -440,7 +440,7 @@ async fn large_bodies_arrive_intact_in_both_directions() {
     a.answer_with(response(200, &[], &body));
     let download = wire.exchange(&Request::get("/")).await;
     assert_eq!((download.end, sha256(&download.body)), (End::Complete, hash));
-    balancer.is_idle().await;
+    balancer.until_idle().await;
 }
 
 #[tokio::test]
@@ -460,7 +460,7 @@ async fn connections_to_the_backend_are_reused() {
     let balancer = Balancer::start(Config::of([&a])).await;
     for _ in 0..20 {
         assert_eq!(balancer.get("/").await.status, 200);
-        balancer.is_idle().await;
+        balancer.until_idle().await;
     }
     assert!(a.connections() <= 2, "{} connections for 20 requests", a.connections());
 }
@@ -488,7 +488,7 @@ async fn a_tunnel_counts_as_in_flight_until_its_end() {
     eventually("the closed tunnel is no longer counted", async || balancer.in_flight().await == 1).await;
     second.echo("still here").await;
     second.vanish();
-    balancer.is_idle().await;
+    balancer.until_idle().await;
     eventually("the origin's side is closed too", async || a.open_connections() == 0).await;
 }
 
@@ -500,7 +500,7 @@ async fn a_tunnel_ends_when_the_backend_closes() {
     socket.echo("hello").await;
     a.stop().await;
     socket.ended().await;
-    balancer.is_idle().await;
+    balancer.until_idle().await;
 }
 
 // It was noticed only at `tunnel_timeout`.
@@ -530,7 +530,7 @@ async fn a_tunnel_with_a_stalled_backend_ends_when_its_client_closes() {
     assert!(tokio::time::timeout(Duration::from_secs(2), all).await.is_err(), "nobody reads");
     assert_eq!(balancer.in_flight().await, 1);
     wire.reset();
-    balancer.is_idle().await;
+    balancer.until_idle().await;
 }
 
 #[tokio::test]
@@ -540,7 +540,7 @@ async fn an_idle_tunnel_times_out() {
     let mut socket = WebSocket::open(balancer.address(), "/socket").await;
     socket.echo("hello").await;
     socket.ended().await;
-    balancer.is_idle().await;
+    balancer.until_idle().await;
     eventually("the origin's side is closed too", async || a.open_connections() == 0).await;
 }
 
@@ -557,7 +557,7 @@ async fn a_declined_upgrade_is_an_ordinary_response() {
     let mut wire = balancer.connect().await;
     let reply = wire.exchange(&request).await;
     assert_eq!((reply.status, reply.field("x-why"), reply.text().as_str()), (426, Some("no"), "not here"));
-    balancer.is_idle().await;
+    balancer.until_idle().await;
 }
 
 #[tokio::test]
@@ -576,7 +576,7 @@ async fn a_client_that_disconnects_frees_its_backend() {
                 wire.reset();
             }
         }
-        balancer.is_idle().await;
+        balancer.until_idle().await;
         eventually("the origin was told", async || a.abandoned() == before + 5).await;
     }
 }
@@ -589,7 +589,7 @@ async fn a_client_that_disconnects_within_its_body_frees_its_backend() {
     wire.send("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\nhalf").await;
     eventually("the head arrived", async || a.heads() == 1).await;
     wire.reset();
-    balancer.is_idle().await;
+    balancer.until_idle().await;
     assert!(a.requests().is_empty(), "half a request is none");
     let backend = balancer.backend(&a).await;
     assert_eq!(backend["failures"], 0, "the client's fault, not the backend's");
@@ -605,7 +605,7 @@ async fn a_client_that_disconnects_within_the_response_frees_its_backend() {
     wire.send(Request::get("/").to_bytes()).await;
     assert_eq!(wire.reply_head().await.status, 200);
     wire.reset();
-    balancer.is_idle().await;
+    balancer.until_idle().await;
     assert_eq!(balancer.backend(&a).await["failures"], 0, "the client's fault, not the backend's");
 }
 

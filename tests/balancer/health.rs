@@ -344,7 +344,7 @@ async fn results_of_exchanges_with_the_previous_server_are_ignored() {
     balancer.patch(&b, json!({ "state": "active" })).await;
     b.release();
     assert_eq!(held.last_mut().expect("the held one").reply().await.status, 502);
-    balancer.is_idle().await;
+    balancer.until_idle().await;
     let backend = balancer.backend(&b).await;
     assert_eq!((&backend["failures"], &backend["ejections"]), (&json!(1), &json!(0)), "{backend}");
 }
@@ -402,7 +402,7 @@ async fn timeouts_of_one_slow_path_eject_no_backend_but_a_frozen_backend_is_ejec
         () = answered => unreachable!("it goes on for ever"),
     };
     assert_eq!(statuses, (504, 504));
-    balancer.is_idle().await;
+    balancer.until_idle().await;
     for origin in [&a, &b] {
         assert_eq!(balancer.backend(origin).await["status"], "healthy");
     }

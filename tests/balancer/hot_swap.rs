@@ -60,7 +60,7 @@ async fn changes_of_every_kind_under_load_lose_no_request() {
     while let Some(client) = within("the end of the clients", clients.join_next()).await {
         client.expect("a client that did not panic");
     }
-    balancer.is_idle().await;
+    balancer.until_idle().await;
     let count = |counter: &AtomicU64| counter.load(Relaxed);
     println!(
         "{} requests, {} of them slow, {} WebSockets with {} messages, {SWITCHES} switches: {} failures",

@@ -198,7 +198,7 @@ async fn a_request_of_a_known_length_may_end_behind_its_response() {
             }
         };
         within("the end of the response", answered).await;
-        balancer.is_idle().await;
+        balancer.until_idle().await;
         write(&mut client, &frame(kind::DATA, 1, stream, b"")).await;
     }
     write(&mut client, &frame(kind::PING, 0, 0, b"8 bytes.")).await;
@@ -411,7 +411,7 @@ async fn both_directions_stream_at_once() {
     while let Some(rest) = within("the end", content.data()).await {
         assert!(rest.expect("an orderly end").is_empty());
     }
-    balancer.is_idle().await;
+    balancer.until_idle().await;
 }
 
 // The log counted up to 16 KiB that no window had been opened for.

@@ -38,7 +38,7 @@ async fn cli(balancer: &Balancer, arguments: &[&str]) -> String {
 
 /// Asserts that killed exchanges do not count against the backend, and that each is reported.
 async fn is_told(balancer: &Balancer, origin: &Origin, killed: usize) {
-    balancer.is_idle().await;
+    balancer.until_idle().await;
     let backend = balancer.backend(origin).await;
     assert_eq!((&backend["failures"], &backend["ejections"]), (&json!(0), &json!(0)), "{backend}");
     assert_eq!(backend["health"], "healthy", "{backend}");

@@ -325,7 +325,7 @@ async fn wrong_answers(balancer: &Balancer, origin: &Origin, rows: &[Row], at_he
             wrong.push(format!("{name}: {status:?}, not {answers:?}; reached: {reached}; smuggled: {is_smuggled}"));
         }
     }
-    balancer.is_idle().await;
+    balancer.until_idle().await;
     wrong
 }
 
@@ -355,7 +355,7 @@ async fn any_number_of_chunk_extensions_of_a_response_is_ignored() {
     a.answer_with(bytes);
     let reply = balancer.get("/").await;
     assert_eq!((reply.status, reply.body.len(), reply.end), (200, 1000, End::Complete));
-    balancer.is_idle().await;
+    balancer.until_idle().await;
     assert_eq!(balancer.backend(&a).await["failures"], 0);
 }
 

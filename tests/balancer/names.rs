@@ -2,7 +2,7 @@
 //! anew, do not affect others.
 
 use serde_json::{Value, json};
-use tests::dns::Mood;
+use tests::dns::DnsBehaviour;
 use tests::{Balancer, Config, Dns, Health, Origin, Pool, Port, Request, Step, eventually};
 
 /// Origins `a`, `b`, … at these addresses, all with the same port.
@@ -108,7 +108,7 @@ async fn a_name_without_a_dns_answer_delays_neither_others_nor_the_start() {
     let dns = Dns::start().await;
     dns.set("web.test", ["127.0.0.1"]);
     for name in ["dead.test", "sick.test"] {
-        dns.set_mood(name, if name == "sick.test" { Mood::Fails } else { Mood::Silent });
+        dns.set_behaviour(name, if name == "sick.test" { DnsBehaviour::Fails } else { DnsBehaviour::Silent });
     }
     let pool = ["dead.test", "sick.test", "missing.test", "web.test"]
         .into_iter()
@@ -147,15 +147,15 @@ async fn the_last_addresses_are_used_while_dns_fails() {
         balancer.metrics().await.sum("evenkeel_backend_resolutions_total", &labels)
     };
     assert_eq!(failures().await, 0.0);
-    for mood in [Mood::Fails, Mood::Silent] {
-        dns.set_mood("web.test", mood);
+    for behaviour in [DnsBehaviour::Fails, DnsBehaviour::Silent] {
+        dns.set_behaviour("web.test", behaviour);
         let before = failures().await;
         eventually("DNS has failed several times", async || failures().await >= before + 3.0).await;
-        assert_eq!(balancer.get("/").await.origin(), "a", "{mood:?}");
+        assert_eq!(balancer.get("/").await.origin(), "a", "{behaviour:?}");
         assert_ne!(view(&balancer, "web.test").await["resolution"]["error"], Value::Null);
     }
     assert_eq!(balancer.log().matches("its last addresses are used on").count(), 1, "{}", balancer.log());
-    dns.set_mood("web.test", Mood::Answers);
+    dns.set_behaviour("web.test", DnsBehaviour::Answers);
     eventually("DNS answers", async || view(&balancer, "web.test").await["resolution"]["error"] == Value::Null).await;
     balancer.logs(&["is resolved again"]).await;
 }
@@ -170,7 +170,7 @@ async fn the_last_addresses_are_used_after_an_operator_took_the_backend_down_and
     leads_to(&balancer, "web.test", &[&a]).await;
     let path = format!("/admin/pools/app/backends/{}?force=true", backend("web.test", &a));
     balancer.change("PATCH", &path, Some(json!({ "state": "down" }))).await;
-    dns.set_mood("web.test", Mood::Fails);
+    dns.set_behaviour("web.test", DnsBehaviour::Fails);
     let asked = dns.asked("web.test");
     balancer.change("PATCH", &path, Some(json!({ "state": "active" }))).await;
     eventually("DNS has failed", async || {
@@ -251,7 +251,7 @@ async fn a_name_with_new_addresses_ends_no_exchange_and_moves_no_other_client() 
     assert_eq!((held.status, held.origin()), (200, "a"));
     assert_eq!(a.heads(), 2, "nothing new came");
     assert_eq!(series().await, before);
-    balancer.is_idle().await;
+    balancer.until_idle().await;
     assert_eq!(a.abandoned(), 0);
 }
 
@@ -320,11 +320,11 @@ async fn truncated_dns_answers_are_repeated_over_tcp_and_broken_ipv6_answers_are
     let [a] = origins(["127.0.0.1"]);
     let dns = Dns::start().await;
     dns.set("web.test", ["127.0.0.1"]);
-    dns.set_mood("web.test", Mood::Truncates);
+    dns.set_behaviour("web.test", DnsBehaviour::Truncates);
     let balancer = Balancer::start(config(&dns, &a)).await;
     leads_to(&balancer, "web.test", &[&a]).await;
     assert!(dns.asked_by_tcp() > 0);
-    dns.set_mood("web.test", Mood::FailsForIpv6);
+    dns.set_behaviour("web.test", DnsBehaviour::FailsForIpv6);
     let asked = dns.asked("web.test");
     eventually("it is asked for again", async || dns.asked("web.test") > asked + 3).await;
     assert_eq!(view(&balancer, "web.test").await["resolution"]["error"], Value::Null);
@@ -368,7 +368,7 @@ async fn srv_records_give_hosts_ports_priorities_and_weights() {
     b.set_health(Health::Status(200));
     eventually("the first are back", async || count(&balancer.origins_of(10).await, "c") == 0).await;
     // If it cannot be resolved, those of the first stay, resolvable or not.
-    dns.set_mood("three.test", Mood::Fails);
+    dns.set_behaviour("three.test", DnsBehaviour::Fails);
     let failed = dns.asked("three.test");
     eventually("it is asked for again", async || dns.asked("three.test") > failed + 1).await;
     leads_to(&balancer, "srv:_http._tcp.test", &[&a, &b, &c]).await;
@@ -377,7 +377,7 @@ async fn srv_records_give_hosts_ports_priorities_and_weights() {
     leads_to(&balancer, "srv:_http._tcp.test", &[&b]).await;
     assert_eq!(count(&balancer.origins_of(10).await, "b"), 10);
     // If hosts cannot be resolved, it is unknown whether they are different ones.
-    dns.set_mood("two.test", Mood::Fails);
+    dns.set_behaviour("two.test", DnsBehaviour::Fails);
     eventually("DNS fails", async || {
         view(&balancer, "srv:").await["resolution"]["error"].as_str().is_some_and(|error| error.contains("fails"))
     })
@@ -395,7 +395,7 @@ async fn a_failing_host_of_an_srv_record_delays_no_other() {
     let dns = Dns::start().await;
     dns.set("one.test", ["127.0.0.1"]);
     dns.set("sick.test", ["127.0.0.2"]);
-    dns.set_mood("sick.test", Mood::Fails);
+    dns.set_behaviour("sick.test", DnsBehaviour::Fails);
     dns.set_services("_http._tcp.test", [(1, 1, a_port, "one.test"), (1, 1, c_port, "sick.test")]);
     let pool = Pool::empty("app").backend("srv:_http._tcp.test", "");
     let balancer = Balancer::start(Config::default().pool(pool).dns(&dns)).await;
@@ -407,16 +407,16 @@ async fn a_failing_host_of_an_srv_record_delays_no_other() {
     dns.set_services("_http._tcp.test", [(1, 1, b_port, "one.test"), (1, 1, c_port, "sick.test")]);
     leads_to(&balancer, "srv:_http._tcp.test", &[&b]).await;
     assert_eq!(view(&balancer, "srv:").await["resolution"]["error"], Value::Null, "the service itself is known");
-    dns.set_mood("sick.test", Mood::Answers);
+    dns.set_behaviour("sick.test", DnsBehaviour::Answers);
     leads_to(&balancer, "srv:_http._tcp.test", &[&b, &c]).await;
     // The failing one keeps its last addresses as long as the service lists it.
-    dns.set_mood("sick.test", Mood::Fails);
+    dns.set_behaviour("sick.test", DnsBehaviour::Fails);
     dns.set_services("_http._tcp.test", [(1, 1, a_port, "one.test"), (1, 1, c_port, "sick.test")]);
     leads_to(&balancer, "srv:_http._tcp.test", &[&a, &c]).await;
     dns.set_services("_http._tcp.test", [(1, 1, a_port, "one.test")]);
     leads_to(&balancer, "srv:_http._tcp.test", &[&a]).await;
     // Without any other, the last addresses of all are better than none.
-    dns.set_mood("other.test", Mood::Fails);
+    dns.set_behaviour("other.test", DnsBehaviour::Fails);
     dns.set_services("_http._tcp.test", [(1, 1, b_port, "other.test")]);
     eventually("DNS fails", async || {
         view(&balancer, "srv:").await["resolution"]["error"].as_str().is_some_and(|error| error.contains("other.test"))
@@ -431,7 +431,7 @@ async fn an_srv_name_does_not_wait_for_a_host_without_an_answer() {
     let port = a.address().port();
     let dns = Dns::start().await;
     dns.set("one.test", ["127.0.0.1"]);
-    dns.set_mood("dead.test", Mood::Silent);
+    dns.set_behaviour("dead.test", DnsBehaviour::Silent);
     dns.set_services("_http._tcp.test", [(1, 1, port, "one.test"), (1, 1, port, "dead.test"), (1, 1, 0, "one.test")]);
     let pool = Pool::empty("app").backend("srv:_http._tcp.test", "");
     // No query for the dead one ends during this test.
@@ -458,8 +458,8 @@ async fn an_srv_record_with_port_0_is_no_endpoint() {
 async fn check_resolves_names_as_a_running_balancer_does() {
     let dns = Dns::start().await;
     dns.set("web.test", ["127.0.0.1"]);
-    dns.set_mood("sick.test", Mood::Fails);
-    dns.set_mood("dead.test", Mood::Silent);
+    dns.set_behaviour("sick.test", DnsBehaviour::Fails);
+    dns.set_behaviour("dead.test", DnsBehaviour::Silent);
     dns.set_services("_http._web.test", [(1, 1, 80, "web.test")]);
     let names = ["web.test:80", "missing.test:80", "sick.test:80", "dead.test:80"];
     let names = names.into_iter().chain(["srv:_http._web.test", "srv:_http._gone.test"]);

@@ -169,7 +169,7 @@ async fn gauges_follow_the_current_state() {
         assert_eq!(metrics.sum("evenkeel_pool_algorithm", &[("algorithm", algorithm)]), value, "{algorithm}");
     }
     socket.close().await;
-    balancer.is_idle().await;
+    balancer.until_idle().await;
 }
 
 #[tokio::test]

@@ -69,7 +69,7 @@ async fn half_close_changes() {
         } else {
             assert!(wire.is_closed().await);
         }
-        balancer.is_idle().await;
+        balancer.until_idle().await;
     }
 }
 
@@ -110,7 +110,7 @@ async fn time_limits_change() {
         wire.send(Request::get("/").to_bytes()).await;
         eventually("the request arrived", async || a.heads() > before).await;
         // The client does not read until the balancer has given up.
-        balancer.is_idle().await;
+        balancer.until_idle().await;
         assert_eq!(wire.reply().await.end, End::CutOff, "{limit}");
     }
 }
@@ -462,7 +462,7 @@ async fn the_access_log_changes_under_load_and_loses_no_line() {
     let answered = Arc::clone(&load.answered);
     load.end().await;
     // A line is logged as its exchange ends, to the log of that time.
-    balancer.is_idle().await;
+    balancer.until_idle().await;
     balancer.configure(&config);
     take_up(&mut balancer, By::Api).await;
     assert_eq!(balancer.get("/unlogged").await.status, 200);

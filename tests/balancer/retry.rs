@@ -42,7 +42,7 @@ async fn refused_connections_are_retried_whatever_the_method() {
     assert!(refused >= 6.0, "at least every second one met the refusal: {refused}");
     assert_eq!(metrics.sum("evenkeel_retries_total", &[("pool", "app")]), refused, "and each of these moved on");
     assert_eq!(metrics.sum("evenkeel_requests_total", &[("code", "5xx")]), 0.0);
-    balancer.is_idle().await;
+    balancer.until_idle().await;
 }
 
 #[tokio::test]
@@ -73,7 +73,7 @@ async fn requests_that_may_have_reached_a_backend_are_retried_only_if_idempotent
         } else {
             assert_eq!((reply.status, b.heads()), (502, 0), "{case}: {}", reply.text());
         }
-        balancer.is_idle().await;
+        balancer.until_idle().await;
     }
 }
 
@@ -102,7 +102,7 @@ async fn attempts_are_bounded_and_no_backend_is_tried_twice() {
         let heads = origins.each_ref().map(Origin::heads);
         assert_eq!(heads.iter().sum::<u64>(), tries, "{retries} retries: {heads:?}");
         assert!(heads.iter().all(|&tries| tries <= 1), "{retries} retries: {heads:?}");
-        balancer.is_idle().await;
+        balancer.until_idle().await;
     }
 }
 
@@ -276,7 +276,7 @@ async fn any_number_of_stale_connections_costs_no_request() {
     for reply in futures_util::future::join_all(asking).await {
         assert_eq!(reply.status, 200);
     }
-    balancer.is_idle().await;
+    balancer.until_idle().await;
     assert_eq!(balancer.get("/next").await.text(), "here");
 }
 
@@ -291,7 +291,7 @@ async fn a_backend_that_breaks_off_long_after_it_was_given_the_request_has_faile
     });
     let balancer = Balancer::start(Config::of([&a]).server("threads = 1")).await;
     assert_eq!(balancer.get("/").await.status, 200);
-    balancer.is_idle().await;
+    balancer.until_idle().await;
     let reply = balancer.send(&Request::post("/", "once")).await;
     assert_eq!((reply.status, a.connections()), (502, 1), "on the connection of before");
     let metrics = balancer.metrics().await;
@@ -313,7 +313,7 @@ async fn a_request_that_fails_its_backends_at_once_meets_one_stale_connection_at
     for _ in 0..3 {
         assert_eq!(balancer.get("/").await.status, 200);
     }
-    balancer.is_idle().await;
+    balancer.until_idle().await;
     let before: u64 = backends.iter().map(Origin::heads).sum();
     assert_eq!(balancer.get("/fails").await.status, 502);
     let after: u64 = backends.iter().map(Origin::heads).sum();

@@ -26,7 +26,7 @@ async fn a_small_body_is_buffered_before_a_backend_is_chosen() {
         wire.send("x").await;
         // Another client is served meanwhile, and is the only one.
         assert_eq!(balancer.get("/").await.status, 200);
-        balancer.is_idle().await;
+        balancer.until_idle().await;
     }
     let before = a.heads();
     wire.send("xGET / HTTP/1.1\r\nHost: x\r\n\r\n").await;
@@ -48,7 +48,7 @@ async fn a_client_that_disconnects_within_a_small_body_is_no_backend_failure() {
         }
     }
     assert_eq!(balancer.get("/").await.status, 200);
-    balancer.is_idle().await;
+    balancer.until_idle().await;
     assert_eq!(a.heads(), 1);
     assert_eq!(balancer.backend(&a).await["failures"], 0);
 }
@@ -72,7 +72,7 @@ async fn a_dripping_body_is_408_at_min_rate() {
         assert!(begun.elapsed() > Duration::from_secs(4), "not before the grace is over: {:?}", begun.elapsed());
         assert!(wire.is_closed().await);
     }
-    balancer.is_idle().await;
+    balancer.until_idle().await;
     assert_eq!(balancer.backend(&a).await["failures"], 0, "the client's fault, not the backend's");
 }
 
@@ -250,10 +250,10 @@ async fn half_closed_clients_are_answered_where_configured() {
             let reply = wire.reply().await;
             assert_eq!((reply.status, reply.end), (200, End::Complete));
         } else {
-            balancer.is_idle().await;
+            balancer.until_idle().await;
         }
         assert!(wire.is_closed().await);
-        balancer.is_idle().await;
+        balancer.until_idle().await;
     }
     // Several requests at once, and then nothing: all are served.
     let balancer = Balancer::start(Config::of([&a]).listener("half_close = \"answer\"")).await;

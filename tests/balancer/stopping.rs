@@ -274,7 +274,7 @@ async fn a_reload_routes_new_requests_and_keeps_those_in_flight() {
     socket.echo("still").await;
     socket.close().await;
     eventually("the old backend is gone", async || balancer.backend(&a).await.is_null()).await;
-    balancer.is_idle().await;
+    balancer.until_idle().await;
 }
 
 #[tokio::test]

@@ -781,7 +781,7 @@ async fn a_websocket_that_is_opened_too_late_is_refused() {
     assert!(answer.starts_with("HTTP/1.1 421") && answer.contains("Connection: close\r\n"), "{answer}");
     assert_eq!(client.rest().await, "");
     assert_eq!(http2::reply(response).await.expect("a whole answer").status, 421);
-    balancer.is_idle().await;
+    balancer.until_idle().await;
 }
 
 #[tokio::test]

@@ -367,7 +367,7 @@ async fn no_backend_exceeds_its_max_connections() {
     for wire in &mut clients {
         assert_eq!(wire.reply().await.status, 200);
     }
-    balancer.is_idle().await;
+    balancer.until_idle().await;
     assert_eq!(queued().await, 0.0);
     // A client that waits too long gets an error, and no backend is blamed.
     a.hold();

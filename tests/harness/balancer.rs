@@ -326,7 +326,7 @@ impl Balancer {
     }
 
     /// Waits until nothing is in flight.
-    pub async fn is_idle(&self) {
+    pub async fn until_idle(&self) {
         eventually("nothing is in flight", async || self.in_flight().await == 0).await;
     }
 

@@ -35,7 +35,7 @@ struct Entry {
     records: Vec<Record>,
     /// In seconds.
     ttl: u32,
-    mood: Mood,
+    behaviour: DnsBehaviour,
 }
 
 #[derive(Debug, Clone)]
@@ -46,7 +46,7 @@ enum Record {
 
 /// How lookups of a name are answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Mood {
+pub enum DnsBehaviour {
     Answers,
     /// SERVFAIL.
     Fails,
@@ -91,20 +91,20 @@ impl Dns {
 
     fn set_records(&self, name: &str, records: Vec<Record>) {
         let mut shared = lock(&self.shared);
-        let mood = shared.names.get(name).map_or(Mood::Answers, |entry| entry.mood);
-        shared.names.insert(name.to_owned(), Entry { records, ttl: 0, mood });
+        let behaviour = shared.names.get(name).map_or(DnsBehaviour::Answers, |entry| entry.behaviour);
+        shared.names.insert(name.to_owned(), Entry { records, ttl: 0, behaviour });
     }
 
     pub fn set_ttl(&self, name: &str, seconds: u32) {
         self.entry(name, |entry| entry.ttl = seconds);
     }
 
-    pub fn set_mood(&self, name: &str, mood: Mood) {
-        self.entry(name, |entry| entry.mood = mood);
+    pub fn set_behaviour(&self, name: &str, behaviour: DnsBehaviour) {
+        self.entry(name, |entry| entry.behaviour = behaviour);
     }
 
     fn entry(&self, name: &str, change: impl FnOnce(&mut Entry)) {
-        let new = || Entry { records: Vec::new(), ttl: 0, mood: Mood::Answers };
+        let new = || Entry { records: Vec::new(), ttl: 0, behaviour: DnsBehaviour::Answers };
         change(lock(&self.shared).names.entry(name.to_owned()).or_insert_with(new));
     }
 
@@ -181,14 +181,14 @@ fn answer(message: &[u8], shared: &Mutex<Shared>, is_tcp: bool) -> Option<Vec<u8
     shared.asked_by_tcp += usize::from(is_tcp);
     let entry = shared.names.get(&name).cloned();
     drop(shared);
-    let (mood, ttl) = entry.as_ref().map_or((Mood::Answers, 0), |entry| (entry.mood, entry.ttl));
+    let (behaviour, ttl) = entry.as_ref().map_or((DnsBehaviour::Answers, 0), |entry| (entry.behaviour, entry.ttl));
     let records: Vec<_> =
         entry.iter().flat_map(|entry| &entry.records).filter(|record| record.kind() == kind).collect();
-    let (code, flags, records) = match mood {
-        Mood::Silent => return None,
-        Mood::Fails => (SERVER_FAILURE, 0, vec![]),
-        Mood::FailsForIpv6 if kind == AAAA => (SERVER_FAILURE, 0, vec![]),
-        Mood::Truncates if !is_tcp => (0, TRUNCATED, vec![]),
+    let (code, flags, records) = match behaviour {
+        DnsBehaviour::Silent => return None,
+        DnsBehaviour::Fails => (SERVER_FAILURE, 0, vec![]),
+        DnsBehaviour::FailsForIpv6 if kind == AAAA => (SERVER_FAILURE, 0, vec![]),
+        DnsBehaviour::Truncates if !is_tcp => (0, TRUNCATED, vec![]),
         _ if entry.is_none() => (NO_SUCH_NAME, 0, vec![]),
         _ => (0, 0, records),
     };

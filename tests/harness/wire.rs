@@ -271,10 +271,10 @@ impl Wire {
         self.rest().await.0.is_empty()
     }
 
-    /// Reads and discards up to `most` bytes. Returns how many.
-    pub async fn sip(&mut self, most: usize) -> usize {
+    /// Reads and discards up to `max` bytes. Returns how many.
+    pub async fn sip(&mut self, max: usize) -> usize {
         // A peer that has closed has nothing to sip.
-        within("a sip", self.stream.read(&mut vec![0; most])).await.unwrap_or(0)
+        within("a sip", self.stream.read(&mut vec![0; max])).await.unwrap_or(0)
     }
 
     /// Says that nothing more will be sent.

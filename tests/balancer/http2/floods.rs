@@ -70,7 +70,7 @@ async fn flood(balancer: &Balancer, next: impl Fn(u32) -> Vec<u8> + Send + 'stat
 
 /// Others are served, and the backend was not blamed.
 async fn nobody_is_harmed(balancer: &Balancer, a: &Origin) {
-    balancer.is_idle().await;
+    balancer.until_idle().await;
     assert_eq!(balancer.get("/").await.status, 200);
     assert_eq!(balancer.backend(a).await["failures"], 0);
     balancer.sees(a, "healthy").await;
@@ -304,7 +304,7 @@ async fn half_a_frame_holds_no_large_buffer() {
         within("an answer", http2::frame_of(&mut client, kind::HEADERS)).await;
         clients.push(client);
     }
-    balancer.is_idle().await;
+    balancer.until_idle().await;
     let before = resident_kib(&mut balancer);
     for client in &mut clients {
         write(client, &frame(kind::PING, 0, 0, b"8 bytes.")).await;
@@ -380,7 +380,7 @@ async fn responses_that_nobody_takes_are_given_up() {
         let reading = async { while drips && next_frame(&mut from).await.is_ok() {} };
         tokio::select! {
             biased;
-            () = balancer.is_idle() => {}
+            () = balancer.until_idle() => {}
             _ = async { tokio::join!(dripping, reading) } => {}
         }
     }

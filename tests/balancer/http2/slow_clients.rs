@@ -71,7 +71,7 @@ async fn what_is_begun_has_to_end_in_time_whatever_else_is_served() {
         let goaway = within("a GOAWAY", goaway).await;
         assert_eq!(goaway.reason(), Some(Reason::ENHANCE_YOUR_CALM), "{begun:?}");
     }
-    balancer.is_idle().await;
+    balancer.until_idle().await;
     assert_eq!(balancer.backend(&a).await["failures"], 0);
     let errors = balancer.metrics().await.sum("evenkeel_http2_connection_errors_total", &[("reason", "timeout")]);
     assert_eq!(errors, 4.0);
@@ -140,7 +140,7 @@ async fn uploads_that_never_end_are_nobodys_failure_but_the_clients() {
             assert_eq!(answer.status, 408);
         }
     }
-    balancer.is_idle().await;
+    balancer.until_idle().await;
     for origin in &origins {
         assert_eq!(balancer.backend(origin).await["failures"], 0);
         balancer.sees(origin, "healthy").await;
@@ -172,7 +172,7 @@ async fn a_stream_is_as_slow_as_its_whole_connection() {
     };
     let (alone, busy) = tokio::join!(drip(false), drip(true));
     assert_eq!((alone, busy), (408, 200));
-    balancer.is_idle().await;
+    balancer.until_idle().await;
     assert_eq!(balancer.backend(&a).await["failures"], 0, "the client's fault, not the backend's");
 }
 

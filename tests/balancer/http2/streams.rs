@@ -76,7 +76,7 @@ async fn uploads_that_nobody_reads_hold_up_no_others() {
     for (_, body) in &mut uploads {
         body.send_reset(Reason::CANCEL);
     }
-    balancer.is_idle().await;
+    balancer.until_idle().await;
     assert_eq!(client.get("/").await.status, 200);
 }
 
@@ -118,7 +118,7 @@ async fn a_client_that_cancels_an_upload_which_nobody_takes_is_noticed() {
     tokio::time::sleep(Duration::from_secs(2)).await;
     upload.send_reset(Reason::CANCEL);
     drop(answer);
-    balancer.is_idle().await;
+    balancer.until_idle().await;
 }
 
 // The lease used to be kept until the refusal was written.
@@ -135,7 +135,7 @@ async fn a_refusal_that_a_client_does_not_read_holds_no_backend() {
     upload.send_data(vec![b'x'; 200_000].into(), false).expect("an open stream");
     let answer = within("a head", answer).await.expect("a response");
     assert_eq!(answer.status(), 413);
-    balancer.is_idle().await;
+    balancer.until_idle().await;
 }
 
 #[tokio::test]
@@ -148,7 +148,7 @@ async fn a_client_that_cancels_lets_its_backend_go_and_must_not_do_only_that() {
     stream.send_reset(Reason::CANCEL);
     drop(answer);
     eventually("the backend is left", async || a.abandoned() == 1).await;
-    balancer.is_idle().await;
+    balancer.until_idle().await;
     assert_eq!(client.get("/").await.status, 200);
 
     let cancelling = async {

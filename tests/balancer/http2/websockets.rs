@@ -62,7 +62,7 @@ async fn websockets_share_a_connection_and_count_as_in_flight() {
         eventually("the closed one is no longer counted", async || balancer.in_flight().await == 1).await;
         second.echo("still here").await;
         drop(second);
-        balancer.is_idle().await;
+        balancer.until_idle().await;
         eventually("the origin's side is closed too", async || a.open_connections() <= 1).await;
         let lines = balancer.lines("access.log", 3).await;
         let opened = lines.iter().filter(|line| line.contains("\"status\":101") && line.contains("HTTP/2.0")).count();
@@ -105,26 +105,26 @@ async fn each_side_can_end_it() {
     // The client resets the stream.
     let (_, mut tunnel) = client.websocket("/socket", &[]).await.expect("a WebSocket");
     tunnel.send.send_reset(Reason::CANCEL);
-    balancer.is_idle().await;
+    balancer.until_idle().await;
     eventually("the backend's side is closed", async || a.open_connections() == 0).await;
     // The client closes its side: the backend is told, and may say its last.
     let (_, mut tunnel) = client.websocket("/socket", &[]).await.expect("a WebSocket");
     tunnel.shutdown().await.expect("an open stream");
     within("the end", tunnel.read_to_end(&mut Vec::new())).await.expect("an orderly end");
-    balancer.is_idle().await;
+    balancer.until_idle().await;
     // The client goes.
     let mut leaving = Http2::connect_plain(balancer.address()).await;
     let socket = WebSocket::over(&mut leaving, "/socket").await;
     assert_eq!(balancer.in_flight().await, 1);
     leaving.leave();
-    balancer.is_idle().await;
+    balancer.until_idle().await;
     drop(socket);
     // The backend goes.
     let mut socket = WebSocket::over(&mut client, "/socket").await;
     socket.echo("hello").await;
     a.stop().await;
     socket.ended().await;
-    balancer.is_idle().await;
+    balancer.until_idle().await;
     assert!(!client.is_closed());
     assert_eq!(balancer.backend(&a).await["failures"], 0);
 }
@@ -142,7 +142,7 @@ async fn what_the_backend_says_last_arrives_and_then_the_end() {
     let mut came = Vec::new();
     within("all of it", tunnel.read_to_end(&mut came)).await.expect("an orderly end");
     assert_eq!(came.len(), 500_000);
-    balancer.is_idle().await;
+    balancer.until_idle().await;
 }
 
 // The end of the content came behind the reset (RFC 9113 §5.1).
@@ -160,7 +160,7 @@ async fn nothing_comes_on_one_that_was_reset() {
         write(&mut client, &[PREFACE, &frame(kind::HEADERS, 4, 1, &fields)].concat()).await;
         within("its head", frame_of(&mut client, kind::HEADERS)).await;
         write(&mut client, &reset).await;
-        balancer.is_idle().await;
+        balancer.until_idle().await;
         write(&mut client, &frame(kind::PING, 0, 0, b"8 bytes.")).await;
         let mut resets = 0;
         let reading = async {
@@ -187,7 +187,7 @@ async fn a_backend_that_breaks_off_ends_it_by_a_reset() {
     let mut client = Http2::connect_plain(balancer.address()).await;
     let (_, mut tunnel) = client.websocket("/", &[]).await.expect("a WebSocket");
     assert_eq!(tunnel.reset().await, Reason::CANCEL);
-    balancer.is_idle().await;
+    balancer.until_idle().await;
 }
 
 #[tokio::test]
@@ -231,7 +231,7 @@ async fn whoever_does_not_read_is_not_sent_more() {
     assert!(tokio::time::timeout(Duration::from_secs(1), all).await.is_err(), "nobody reads");
     assert_eq!(balancer.in_flight().await, 1);
     tunnel.send.send_reset(Reason::CANCEL);
-    balancer.is_idle().await;
+    balancer.until_idle().await;
 }
 
 #[tokio::test]
@@ -333,7 +333,7 @@ async fn a_client_that_closes_its_side_at_once_has_its_websocket() {
         };
         within("the end of the stream", reading).await;
         assert_eq!(came, [b"came: ", content].concat());
-        balancer.is_idle().await;
+        balancer.until_idle().await;
     }
 }
 
@@ -394,7 +394,7 @@ async fn what_was_sent_for_one_that_is_not_opened_is_no_request() {
         let paths: Vec<_> = a.requests().into_iter().map(|request| request.target).collect();
         assert!(paths.iter().all(|path| path == "/app"), "{path} {answer:?} {hidden:?}: {paths:?}");
     }
-    balancer.is_idle().await;
+    balancer.until_idle().await;
     assert_eq!(a.requests().len(), of_backend.len() * hidden.len());
 }
 
@@ -407,7 +407,7 @@ async fn one_that_stays_silent_ends() {
     let mut socket = WebSocket::over(&mut client, "/socket").await;
     socket.echo("hello").await;
     socket.ended().await;
-    balancer.is_idle().await;
+    balancer.until_idle().await;
     assert_eq!(client.get("/").await.status, 200);
 }
 
@@ -422,7 +422,7 @@ async fn a_deadline_kills_those_of_a_backend() {
     let (drained, ()) = tokio::join!(draining, socket.echo("until then"));
     assert_eq!(drained["killed"], 1, "{drained}");
     socket.ended().await;
-    balancer.is_idle().await;
+    balancer.until_idle().await;
     assert_eq!(balancer.backend(&a).await["failures"], 0);
 }
 

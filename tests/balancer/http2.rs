@@ -285,7 +285,7 @@ async fn curl_reads_the_refusal_of_its_upload() {
 }
 
 #[tokio::test]
-async fn a_response_that_breaks_off_is_no_whole_one() {
+async fn a_truncated_response_is_not_taken_for_a_whole_one() {
     let a = Origin::start("a").await;
     let balancer = Balancer::start(config([&a]).app(Pool::without_ejection)).await;
     let mut client = Http2::connect(balancer.address()).await;
@@ -352,7 +352,7 @@ fn backend<F: Future<Output = std::io::Result<()>> + Send>(
 // Those of responses were dropped. What routes, frames or authenticates a message has no place in them (RFC 9110
 // §6.5.1).
 #[tokio::test]
-async fn trailers_pass_both_ways_but_those_that_must_not() {
+async fn trailers_pass_both_ways_except_forbidden_ones() {
     let (sender, seen) = tokio::sync::oneshot::channel();
     let (_port, config) = backend(async move |mut stream: TcpStream| {
         let mut came = Vec::new();
@@ -416,7 +416,7 @@ async fn both_directions_stream_at_once() {
 
 // The log counted up to 16 KiB that no window had been opened for.
 #[tokio::test]
-async fn the_log_tells_how_much_of_a_response_was_sent() {
+async fn the_log_has_the_bytes_sent_of_an_aborted_response() {
     let a = Origin::start("a").await;
     a.answer_with(response(200, &[], vec![b'x'; 1 << 20]));
     let log = "[access_log]\nfile = \"access.log\"";
@@ -431,7 +431,7 @@ async fn the_log_tells_how_much_of_a_response_was_sent() {
 
 // What a client cancelled was counted as a malformed request, and among the WebSockets.
 #[tokio::test]
-async fn whose_fault_a_failure_is_is_told_as_over_http_1() {
+async fn failures_are_attributed_as_over_http_1() {
     let [a, b] = Origin::several(["a", "b"]).await;
     let rules = "consecutive_failures = 1\nbase_time = \"60s\"";
     let config = config([&a, &b]).section("[access_log]\nfile = \"access.log\"").app(|pool| pool.ejection(rules));
@@ -474,7 +474,7 @@ async fn whose_fault_a_failure_is_is_told_as_over_http_1() {
 }
 
 #[tokio::test]
-async fn refusals_are_told_as_over_http_1() {
+async fn refusals_are_reported_as_over_http_1() {
     let a = Origin::start("a").await;
     let balancer = Balancer::start(config([&a])).await;
     a.stop().await;

@@ -312,7 +312,7 @@ impl Walk for Script {
 }
 
 #[test]
-fn a_walk_can_wait_hold_and_ask_before_it_acts() {
+fn a_walk_can_wait_buffer_and_ask_before_it_acts() {
     let wait = Duration::from_millis(1);
     let steps = vec![
         WalkStep::Wait(wait),

@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn what_came_before_an_error_is_passed_on() {
+    fn bytes_before_an_error_are_passed_on() {
         let (mut body, mut out) = (ResponseBody::new(Framing::Chunked, Framing::Chunked), Vec::new());
         assert!(body.take(&mut b"1\r\na\r\n1\r\nb\r\nno size\r\n".to_vec(), &mut out).is_err());
         assert_eq!(out, b"2\r\nab\r\n");

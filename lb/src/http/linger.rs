@@ -107,7 +107,7 @@ mod tests {
 
     // The close ended with the client's side, and the closing alert was lost with what else waited to be sent.
     #[tokio::test]
-    async fn a_client_that_has_ended_its_side_is_still_sent_what_waits_and_the_closing_alert() {
+    async fn a_half_closed_client_is_still_sent_buffered_bytes_and_the_closing_alert() {
         let engine = Engine::alone();
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("bound");
@@ -192,7 +192,7 @@ mod tests {
 
     // It was closed at once, and the closing alert was lost with what else waited to be sent.
     #[test]
-    fn a_client_that_has_to_make_room_is_first_sent_what_waits_and_the_closing_alert() {
+    fn a_shed_client_is_first_sent_buffered_bytes_and_the_closing_alert() {
         linger_in_a_full_place(|end, tls, polls| {
             let cx = &mut Context::from_waker(Waker::noop());
             let (mut received, mut is_over) = (0, polls());

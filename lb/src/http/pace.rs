@@ -244,7 +244,7 @@ mod tests {
 
     // A gigabyte used to allow 48 days.
     #[test]
-    fn whoever_was_fast_once_may_wait_no_longer_than_a_single_wait() {
+    fn a_fast_start_earns_no_more_than_a_single_wait() {
         let mut pace = pace(240, None);
         pace.moved(1 << 30, SECOND);
         for _ in 0..59 {
@@ -289,7 +289,7 @@ mod tests {
 
     // A stream whose window is shut is waited for whatever else its client takes.
     #[test]
-    fn what_other_streams_move_does_not_count_where_one_is_waited_for_alone() {
+    fn the_rate_of_a_stream_with_a_shut_window_excludes_other_streams() {
         let total = ConnectionTotal::new(Instant::now());
         let mut slow = pace(240, Some(&total));
         let mut busy = pace(240, Some(&total));
@@ -304,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_lent_counts_once() {
+    fn lent_bytes_count_once() {
         let mut pace = pace(240, None);
         pace.moved(0, 4 * SECOND);
         pace.lend(480);
@@ -325,7 +325,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_client_acknowledges_ends_a_stall_and_costs_no_later_exchange() {
+    fn acknowledged_bytes_end_a_stall_and_cost_no_later_exchange() {
         let now = Instant::now();
         let total = ConnectionTotal::new(now);
         let mut pace = pace(240, Some(&total));

@@ -50,7 +50,7 @@ async fn a_preface_may_come_in_pieces_and_with_more_behind_it() {
 }
 
 #[tokio::test]
-async fn what_only_begins_like_http_2_is_none() {
+async fn a_partial_http_2_preface_is_not_http_2() {
     let a = Origin::start("a").await;
     let balancer = Balancer::start(Config::of([&a])).await;
     for (sent, status) in [
@@ -114,7 +114,7 @@ async fn an_upgrade_to_http_2_is_ignored() {
 
 // Over TLS it is agreed on by ALPN (RFC 9113 §3.3).
 #[tokio::test]
-async fn over_tls_nobody_speaks_it_unless_that_was_agreed_on() {
+async fn tls_clients_speak_http_2_only_if_alpn_chose_it() {
     let a = Origin::start("a").await;
     let balancer = Balancer::start(Config::of([&a]).listener(&tls())).await;
     let mut client = connect_for(b"http/1.1", balancer.address()).await.expect("a handshake");

@@ -261,7 +261,7 @@ async fn a_small_head_that_would_become_a_huge_one_is_refused() {
 
 // Each of them held 270 KB while its answer waited for the client's window.
 #[tokio::test]
-async fn heads_that_are_too_large_hold_next_to_nothing() {
+async fn heads_that_are_too_large_use_little_memory() {
     const CLIENTS: usize = 8;
     const HEADS: u32 = 45;
     let a = Origin::start("a").await;
@@ -319,7 +319,7 @@ async fn half_a_frame_holds_no_large_buffer() {
 
 // What has to be acknowledged, by a client that reads nothing: the answers must not pile up (CVE-2019-9512, -9515).
 #[tokio::test]
-async fn what_has_to_be_acknowledged_does_not_pile_up() {
+async fn acknowledgements_do_not_pile_up() {
     let a = Origin::start("a").await;
     let pool = Pool::of("app", [&a]).ejection("consecutive_failures = 1");
     let config = Config::default().pool(pool).server("threads = 1").listener("header_timeout = \"2s\"");
@@ -351,7 +351,7 @@ async fn what_has_to_be_acknowledged_does_not_pile_up() {
 // CVE-2019-9511 and -9517: a client asks for much and opens no window, or opens it by a byte at a time, or reads
 // nothing.
 #[tokio::test]
-async fn responses_that_nobody_takes_are_given_up() {
+async fn responses_that_no_client_reads_are_abandoned() {
     let a = Origin::start("a").await;
     a.answer(|_| vec![tests::Step::Send(response(200, &[], vec![b'x'; 1 << 20]))]);
     let pool = Pool::of("app", [&a]).ejection("consecutive_failures = 1");

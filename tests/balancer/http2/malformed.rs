@@ -29,7 +29,7 @@ async fn limits_on_the_head_hold() {
 }
 
 #[tokio::test]
-async fn what_would_be_another_request_in_http_1_goes_no_further() {
+async fn fields_that_would_split_a_request_in_http_1_are_refused() {
     let a = Origin::start("a").await;
     let balancer = Balancer::start(config([&a])).await;
     let sound = [(":method", "GET"), (":scheme", "https"), (":path", "/"), (":authority", "x")];
@@ -132,7 +132,7 @@ async fn a_malformed_request_ends_its_own_stream_alone() {
 
 // Their codes were PROTOCOL_ERROR (RFC 9113 §5.1 and §4.3).
 #[tokio::test]
-async fn late_content_and_fields_that_cannot_be_read_are_told_from_other_errors() {
+async fn late_content_and_undecodable_fields_have_error_codes_of_their_own() {
     let a = Origin::start("a").await;
     let balancer = Balancer::start(config([&a])).await;
     let head = |stream, path| {

@@ -18,7 +18,7 @@ use super::{answers_by_size, config, half_a_head, requests, requests_in};
 const SHORT_TIMEOUTS: &str = "header_timeout = \"300ms\"\nkeepalive_timeout = \"300ms\"\nbody_timeout = \"300ms\"";
 
 #[tokio::test]
-async fn who_keeps_a_connection_silent_is_let_go() {
+async fn silent_connections_are_closed() {
     let a = Origin::start("a").await;
     let balancer = Balancer::start(config([&a]).listener(SHORT_TIMEOUTS)).await;
     let half_a_head = [PREFACE, &half_a_head(1)].concat();
@@ -35,7 +35,7 @@ async fn who_keeps_a_connection_silent_is_let_go() {
 
 // They had no limit for as long as another stream was served.
 #[tokio::test]
-async fn what_is_begun_has_to_end_in_time_whatever_else_is_served() {
+async fn unfinished_requests_time_out_despite_other_streams() {
     let a = Origin::start("a").await;
     let limits = "header_timeout = \"300ms\"\nbody_timeout = \"500ms\"";
     let balancer = Balancer::start(config([&a]).listener(limits)).await;
@@ -80,7 +80,7 @@ async fn what_is_begun_has_to_end_in_time_whatever_else_is_served() {
 
 // A frame was no progress before all of it had come: it ended the upload, and the connection with all its streams.
 #[tokio::test]
-async fn content_counts_as_it_comes_however_large_its_frame_is() {
+async fn part_of_a_large_data_frame_counts_as_progress() {
     let a = Origin::start("a").await;
     let limits = "header_timeout = \"1s\"\nbody_timeout = \"1s\"";
     let balancer = Balancer::start(config([&a]).listener(limits)).await;
@@ -107,7 +107,7 @@ async fn content_counts_as_it_comes_however_large_its_frame_is() {
 }
 
 #[tokio::test]
-async fn pings_keep_no_connection_open() {
+async fn pings_do_not_keep_a_connection_open() {
     let a = Origin::start("a").await;
     let balancer = Balancer::start(config([&a]).listener(SHORT_TIMEOUTS)).await;
     let mut client = http2::connect(balancer.address()).await;
@@ -121,7 +121,7 @@ async fn pings_keep_no_connection_open() {
 }
 
 #[tokio::test]
-async fn uploads_that_never_end_are_nobodys_failure_but_the_clients() {
+async fn uploads_that_never_end_count_only_against_their_clients() {
     let origins = Origin::several(["a", "b"]).await;
     let pool = Pool::of("app", &origins).ejection("consecutive_failures = 1");
     let settings = format!("{}\n{SHORT_TIMEOUTS}", tls());
@@ -178,7 +178,7 @@ async fn a_stream_is_as_slow_as_its_whole_connection() {
 
 // PINGs, or responses on other streams, used to keep it open for good.
 #[tokio::test]
-async fn a_stream_whose_window_stays_shut_ends_whatever_else_moves() {
+async fn a_stream_whose_window_stays_shut_ends_despite_other_traffic() {
     let a = Origin::start("a").await;
     let balancer = Balancer::start(config([&a]).listener("send_timeout = \"500ms\"")).await;
     let mut builder = h2::client::Builder::new();
@@ -215,7 +215,7 @@ async fn a_stream_whose_window_stays_shut_ends_whatever_else_moves() {
 
 // A byte of window renewed `send_timeout`, and `min_rate` was asked of all streams together.
 #[tokio::test]
-async fn a_stream_whose_window_is_opened_too_slowly_ends_whatever_else_moves() {
+async fn a_stream_whose_window_opens_too_slowly_ends_despite_other_traffic() {
     let a = Origin::start("a").await;
     a.answer(|request| match request.method.as_str() {
         "HEAD" => vec![Step::Send(response(204, &[], ""))],
@@ -338,7 +338,7 @@ async fn a_client_that_reads_slowly_and_steadily_is_served_however_much_is_buffe
 
 /// A connection is not idle while a response is on its way, however long that takes.
 #[tokio::test]
-async fn what_a_slow_reader_has_still_to_get_is_not_cut_off() {
+async fn the_rest_of_a_response_to_a_slow_reader_is_not_cut_off() {
     let a = Origin::start("a").await;
     let balancer = Balancer::start(config([&a]).listener("keepalive_timeout = \"100ms\"")).await;
     let content = vec![b'x'; 40_000];

@@ -12,7 +12,7 @@ use super::{answers_by_size, config, half_a_head, requests};
 
 // A third GOAWAY came before the end.
 #[tokio::test]
-async fn a_stop_tells_by_two_goaways() {
+async fn a_stop_sends_two_goaways() {
     let a = Origin::start("a").await;
     let mut balancer = Balancer::start(config([&a])).await;
     let held = [(":method", "GET"), (":scheme", "https"), (":path", "/hold"), (":authority", "x")];
@@ -58,7 +58,7 @@ async fn a_stop_tells_by_two_goaways() {
 }
 
 #[tokio::test]
-async fn idle_clients_make_room() {
+async fn idle_clients_are_shed() {
     let a = Origin::start("a").await;
     let balancer = Balancer::start(config([&a]).server("max_connections = 8\nthreads = 1")).await;
     let mut silent = Vec::new();
@@ -129,7 +129,7 @@ async fn a_window_that_is_opened_after_the_stop_is_used() {
 
 // What TLS held of a response was taken for sent: a stop gave it a second, and cut it off.
 #[tokio::test]
-async fn a_stop_waits_for_what_tls_has_still_to_send() {
+async fn a_stop_waits_for_bytes_that_tls_has_buffered() {
     let a = Origin::start("a").await;
     answers_by_size(&a);
     let mut balancer = Balancer::start(config([&a])).await;
@@ -170,7 +170,7 @@ async fn a_stop_waits_for_no_refused_upload() {
 // The connection was closed at once after the GOAWAY, which resets it while the client writes: the client failed to
 // write before it had read why it has to leave.
 #[tokio::test]
-async fn a_client_that_still_writes_can_read_why_it_has_to_leave() {
+async fn a_client_that_still_writes_can_read_the_reason_for_goaway() {
     const END_STREAM_AND_HEADERS: u8 = 5;
     let a = Origin::start("a").await;
     let balancer = Balancer::start(config([&a]).app(Pool::without_ejection)).await;

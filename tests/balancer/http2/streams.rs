@@ -13,7 +13,7 @@ use super::config;
 // Their backends had paused in the midst of their responses, and held all the turns that there are: nothing moved until
 // one of them went on.
 #[tokio::test]
-async fn responses_that_pause_hold_up_no_others() {
+async fn responses_that_pause_do_not_block_others() {
     let a = Origin::start("a").await;
     a.answer(|request| match request.target.strip_prefix("/pauses/") {
         Some(size) => {
@@ -54,7 +54,7 @@ async fn responses_that_pause_hold_up_no_others() {
 // Forty of them used to leave no window to the rest of their connection, for as long as `write_timeout` after the
 // client had reset them.
 #[tokio::test]
-async fn uploads_that_nobody_reads_hold_up_no_others() {
+async fn uploads_that_backends_do_not_read_block_no_others() {
     let a = Origin::start("a").await;
     let port = Port::reserve();
     let _never_read = port.listen_with_small_buffers();
@@ -81,7 +81,7 @@ async fn uploads_that_nobody_reads_hold_up_no_others() {
 }
 
 #[tokio::test]
-async fn a_large_response_holds_up_no_small_one() {
+async fn a_large_response_does_not_block_a_small_one() {
     let a = Origin::start("a").await;
     a.answer(|request| {
         vec![Step::Send(response(200, &[], vec![b'x'; if request.target == "/" { 10 } else { 64 << 20 }]))]
@@ -106,7 +106,7 @@ async fn a_large_response_holds_up_no_small_one() {
 
 // It used to be noticed when the backend read on, or after `write_timeout`.
 #[tokio::test]
-async fn a_client_that_cancels_an_upload_which_nobody_takes_is_noticed() {
+async fn a_cancelled_upload_that_the_backend_does_not_read_is_noticed() {
     let a = Origin::start("a").await;
     a.at_head(|_| vec![Step::Hold]);
     let balancer = Balancer::start(config([&a]).listener("max_body_bytes = 100000000")).await;
@@ -123,7 +123,7 @@ async fn a_client_that_cancels_an_upload_which_nobody_takes_is_noticed() {
 
 // The lease used to be kept until the refusal was written.
 #[tokio::test]
-async fn a_refusal_that_a_client_does_not_read_holds_no_backend() {
+async fn an_unread_refusal_holds_no_backend() {
     let a = Origin::start("a").await;
     a.at_head(|_| vec![Step::Hold]);
     let balancer = Balancer::start(config([&a]).listener("max_body_bytes = 100000\nsend_timeout = \"1h\"")).await;
@@ -139,7 +139,7 @@ async fn a_refusal_that_a_client_does_not_read_holds_no_backend() {
 }
 
 #[tokio::test]
-async fn a_client_that_cancels_lets_its_backend_go_and_must_not_do_only_that() {
+async fn a_cancelled_request_frees_its_backend_and_cancels_are_bounded() {
     let a = Origin::start("a").await;
     let balancer = Balancer::start(config([&a]).app(Pool::without_ejection)).await;
     let mut client = Http2::connect(balancer.address()).await;

@@ -130,7 +130,7 @@ async fn each_side_can_end_it() {
 }
 
 #[tokio::test]
-async fn what_the_backend_says_last_arrives_and_then_the_end() {
+async fn the_backends_last_bytes_arrive_before_the_end() {
     let port = backend(async |mut wire: Wire| {
         wire.stream.write_all(&[b'x'; 500_000]).await?;
         wire.stream.shutdown().await?;
@@ -147,7 +147,7 @@ async fn what_the_backend_says_last_arrives_and_then_the_end() {
 
 // The end of the content came behind the reset (RFC 9113 §5.1).
 #[tokio::test]
-async fn nothing_comes_on_one_that_was_reset() {
+async fn nothing_is_sent_on_a_websocket_that_was_reset() {
     let a = Origin::start("a").await;
     let balancer = Balancer::start(Config::of([&a])).await;
     let fields = [(":method", "CONNECT"), (":protocol", "websocket"), (":scheme", "http"), (":path", "/socket")];
@@ -191,7 +191,7 @@ async fn a_backend_that_breaks_off_ends_it_by_a_reset() {
 }
 
 #[tokio::test]
-async fn whoever_does_not_read_is_not_sent_more() {
+async fn a_client_that_does_not_read_is_not_sent_more() {
     // The backend sends for as long as it is taken.
     let sent = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
     let counted = std::sync::Arc::clone(&sent);
@@ -235,7 +235,7 @@ async fn whoever_does_not_read_is_not_sent_more() {
 }
 
 #[tokio::test]
-async fn what_opens_no_websocket_is_no_success() {
+async fn a_failed_websocket_is_not_answered_by_success() {
     let a = Origin::start("a").await;
     let text = "[[site]]\nhosts = [\"site.example\"]\n[[site.route]]\npath = \"/text\"\nrespond = { body = \"text\" }\n\
                 [[site.route]]\npath = \"/\"\npool = \"app\"\n";
@@ -277,7 +277,7 @@ async fn what_opens_no_websocket_is_no_success() {
 }
 
 #[tokio::test]
-async fn what_the_client_sends_at_once_arrives() {
+async fn bytes_sent_right_behind_the_request_arrive() {
     let a = Origin::start("a").await;
     let balancer = Balancer::start(Config::of([&a])).await;
     let mut client = TcpStream::connect(balancer.address()).await.expect("a listener");
@@ -340,7 +340,7 @@ async fn a_client_that_closes_its_side_at_once_has_its_websocket() {
 /// What was sent for a WebSocket that is not opened, and looks like requests, must never be taken for some: they would
 /// come from nobody that has been checked.
 #[tokio::test]
-async fn what_was_sent_for_one_that_is_not_opened_is_no_request() {
+async fn bytes_for_a_refused_tunnel_are_not_taken_for_a_request() {
     let a = Origin::start("a").await;
     let gone = Port::reserve();
     let text = "[[site]]\nhosts = [\"site.example\"]\n[[site.route]]\npath = \"/text\"\nrespond = { body = \"text\" }\n\

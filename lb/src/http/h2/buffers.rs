@@ -51,7 +51,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_spare_is_bounded() {
+    fn spare_buffers_are_bounded() {
         for size in [10, MAX_KEPT_BYTES, MAX_KEPT_BYTES + 1] {
             let lent: Vec<_> = (0..2 * MAX_SPARE)
                 .map(|_| {

@@ -464,7 +464,7 @@ mod tests {
     }
 
     #[test]
-    fn what_http_2_does_not_allow_is_malformed() {
+    fn fields_that_http_2_forbids_are_malformed() {
         let long = "a".repeat(80);
         for fields in [
             &[("transfer-encoding", "chunked")][..],
@@ -521,7 +521,7 @@ mod tests {
     }
 
     #[test]
-    fn what_no_request_may_have_is_refused() {
+    fn requests_that_break_a_rule_of_http_2_are_refused() {
         for fields in [
             &[("host", "b.example")][..],
             &[("host", "a.example"), ("host", "a.example")],
@@ -551,7 +551,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_too_large_is_refused_as_such() {
+    fn heads_that_are_too_large_are_refused_with_the_status_for_that() {
         // As they come off HPACK.
         let read = |pseudo: &[(&str, &str)], fields: &mut dyn Iterator<Item = (String, String)>| {
             let (mut reader, mut block) = (RequestReader::new(70_000), Vec::new());

@@ -553,7 +553,7 @@ mod tests {
     }
 
     #[test]
-    fn what_no_encoder_writes_is_refused() {
+    fn encodings_that_no_encoder_produces_are_refused() {
         for (block, bad) in [
             (&b"\x80"[..], BadBlock::Index),
             (b"\xbe", BadBlock::Index),
@@ -592,7 +592,7 @@ mod tests {
 
     // HPACK bombs: a byte or two of the block stand for 4 KB each.
     #[test]
-    fn what_a_block_stands_for_is_not_read_beyond_the_limit() {
+    fn a_field_block_is_not_decoded_beyond_the_limit() {
         const MOST: usize = 70_000;
         let long = |first: &[u8]| [first, b"\x7f\xa1\x1e", &[b'v'; 4000]].concat();
         let name = [&b"\x40\x7f\xa1\x1e"[..], &[b'n'; 4000], b"\x00"].concat();

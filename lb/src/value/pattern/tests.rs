@@ -147,7 +147,7 @@ fn the_dialect_of_pcre_is_parsed() {
 }
 
 #[test]
-fn what_needs_backtracking_is_refused_with_a_reason() {
+fn patterns_that_need_backtracking_are_refused_with_a_reason() {
     for (text, why) in [
         (r"(a)\1", "back-reference"),
         (r"(?<n>a)\k<n>", "back-reference"),

@@ -125,7 +125,7 @@ fn content(frames: &[Sent]) -> Vec<(u32, usize)> {
 }
 
 #[test]
-fn what_is_unfinished_is_told_by_where_it_began() {
+fn an_unfinished_head_is_reported_by_its_start() {
     let mut client = Client::new();
     let mut all = [&head(1, 1)[..], &frame(9, 0, 1, b""), &frame(9, 4, 1, b""), &frame(6, 0, 0, b"8 bytes.")].concat();
     all.extend(whole(3));
@@ -142,7 +142,7 @@ fn what_is_unfinished_is_told_by_where_it_began() {
 }
 
 #[test]
-fn what_the_client_says_of_its_table_is_answered_once() {
+fn a_change_of_the_table_size_is_answered_once() {
     let mut client = Client::new();
     client.send(&setting(1, 0));
     client.sent();

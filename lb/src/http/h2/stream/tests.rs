@@ -365,7 +365,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn nothing_stands_still_whatever_happens(
+    fn every_stream_makes_progress_in_any_order_of_events(
         all in any::<bool>().prop_flat_map(|is_even| vec(happens(is_even), 1..120)),
         opens in 0..12_usize,
     ) {
@@ -386,7 +386,7 @@ proptest! {
 
 // They kept their turns: four of them had all the room there is, and the connection stood still.
 #[test]
-fn streams_whose_backends_pause_leave_their_turns_to_others() {
+fn streams_whose_backends_pause_do_not_block_others() {
     let mut world = World::new();
     world.widen();
     for _ in 0..10 {

@@ -40,7 +40,7 @@ fn heads_that_are_too_large_are_bounded_though_they_are_answered() {
 }
 
 #[test]
-fn clients_that_lose_more_than_they_get_have_to_leave() {
+fn clients_that_reset_more_streams_than_they_read_are_disconnected() {
     let reset = |id| frame(3, 0, id, &[0, 0, 0, 8]);
     // Cancelled; broken by a window; malformed.
     type Lose<'a> = &'a dyn Fn(u32) -> Vec<u8>;
@@ -203,7 +203,7 @@ fn answers_that_are_sent_make_room_for_others() {
 }
 
 #[test]
-fn what_asks_for_an_answer_is_read_no_faster_than_answers_are_taken() {
+fn frames_that_need_a_reply_are_read_no_faster_than_replies_are_sent() {
     for asking in [frame(6, 0, 0, b"8 bytes."), frame(4, 0, 0, b""), setting(4, 65_535)] {
         let mut client = Client::new();
         let flood = asking.repeat(10_000);
@@ -222,7 +222,7 @@ fn what_asks_for_an_answer_is_read_no_faster_than_answers_are_taken() {
 
 // Empty content was counted in a row only, and nothing else of it was.
 #[test]
-fn frames_that_bring_nothing_are_allowed_by_what_the_client_does() {
+fn idle_frames_are_limited_and_useful_ones_allow_more() {
     let idle = [
         frame(2, 0, 3, &[0, 0, 0, 0, 16]),
         frame(0xbe, 0, 0, b"any"),
@@ -306,7 +306,7 @@ fn endless_fields_end_the_connection() {
 }
 
 #[test]
-fn an_idle_connection_holds_next_to_nothing() {
+fn an_idle_connection_uses_little_memory() {
     let mut client = Client::with_windows();
     for n in 0..500 {
         let id = 2 * n + 1;

@@ -42,7 +42,7 @@ fn a_client_may_send_again_what_was_taken() {
 
 // The connection's window was given back by the half of it, 3.3 MB, of which 99 stalled uploads leave nothing.
 #[test]
-fn uploads_that_nobody_takes_leave_the_others_a_whole_window() {
+fn unread_uploads_leave_a_whole_window_to_the_others() {
     let mut client = Client::new();
     for n in 0..99 {
         let id = 2 * n + 1;
@@ -173,7 +173,7 @@ fn content_is_handed_on_before_its_frame_has_ended() {
 }
 
 #[test]
-fn content_whose_stream_ends_within_its_frame_gives_its_window_back() {
+fn content_of_a_stream_reset_within_a_frame_returns_its_window() {
     let ends: [&dyn Fn(&mut Client); 4] = [
         &|client| client.connection.drop_content(1),
         &|client| {

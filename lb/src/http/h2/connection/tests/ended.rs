@@ -4,7 +4,7 @@ use super::super::ended::MAX_REMEMBERED;
 use super::*;
 
 #[test]
-fn a_closed_stream_is_told_from_one_that_never_was() {
+fn a_closed_stream_is_told_from_one_that_never_existed() {
     let mut client = Client::new();
     client.ask(5);
     client.answer(5);
@@ -78,7 +78,7 @@ fn a_request_that_is_whole_may_end_behind_its_response() {
 
 // They ended the connection with all its streams.
 #[test]
-fn what_is_under_way_to_the_first_of_many_refused_streams_is_dropped() {
+fn frames_in_flight_for_the_first_of_many_refused_streams_are_dropped() {
     let mut client = Client::new();
     for n in 0..100 {
         client.ask(2 * n + 1);
@@ -97,7 +97,7 @@ fn what_is_under_way_to_the_first_of_many_refused_streams_is_dropped() {
 }
 
 #[test]
-fn what_is_under_way_to_a_stream_that_was_given_up_is_dropped() {
+fn frames_in_flight_for_an_abandoned_stream_are_dropped() {
     let mut client = Client::new();
     client.send(&head(END_HEADERS, 1));
     client.connection.next_request();
@@ -118,7 +118,7 @@ fn what_is_under_way_to_a_stream_that_was_given_up_is_dropped() {
 
 // A WebSocket that was reset got the end of its content behind that (RFC 9113 §5.1), which counted as an answer.
 #[test]
-fn nothing_is_sent_on_a_stream_that_was_reset() {
+fn nothing_is_sent_on_a_reset_stream() {
     type End = dyn Fn(&mut Client);
     let ends: [&End; 5] = [
         &|client| {
@@ -148,7 +148,7 @@ fn nothing_is_sent_on_a_stream_that_was_reset() {
 }
 
 #[test]
-fn who_is_asked_to_leave_is_served_what_it_asked_before() {
+fn requests_sent_before_goaway_are_served() {
     let mut client = Client::new();
     client.ask(1);
     client.connection.ask_to_leave();
@@ -170,7 +170,7 @@ fn who_is_asked_to_leave_is_served_what_it_asked_before() {
 
 // A third one came once the connection was idle.
 #[test]
-fn who_is_asked_to_leave_is_told_twice() {
+fn goaway_is_sent_twice() {
     let goaways = |sent: &[Sent]| -> Vec<_> {
         sent.iter().filter(|(kind, ..)| *kind == 7).map(|(.., payload)| payload[..4].to_vec()).collect()
     };

@@ -15,7 +15,7 @@ fn a_malformed_request_ends_its_stream_alone() {
 }
 
 #[test]
-fn errors_of_streams_are_told_on_them() {
+fn stream_errors_are_reported_on_their_stream() {
     let get = block(GET);
     let declared = block(&[GET, &[("content-length", "3")]].concat());
     let cases: &[(&[&[u8]], u8)] = &[

@@ -47,7 +47,7 @@ fn content_waits_for_both_windows() {
 }
 
 #[test]
-fn what_is_sent_counts_as_shared_by_all_that_wait_for_the_connections_window() {
+fn content_counts_as_shared_by_all_streams_that_wait_for_the_connections_window() {
     let mut cx = Context::from_waker(Waker::noop());
     let mut client = Client::new();
     client.send(&setting(4, 100_000));
@@ -80,7 +80,7 @@ fn what_is_sent_counts_as_shared_by_all_that_wait_for_the_connections_window() {
 }
 
 #[test]
-fn a_stream_whose_turn_came_and_that_is_gone_holds_up_no_other() {
+fn a_stream_that_is_dropped_in_its_turn_blocks_no_other() {
     let mut client = Client::with_windows();
     (0..6).for_each(|n| client.ask(2 * n + 1));
     assert_eq!(client.write(1, 1 << 20), MAX_QUEUED_BYTES);

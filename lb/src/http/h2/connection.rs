@@ -2,9 +2,9 @@
 //! were read and takes out the bytes to write. The tasks of its streams take the content of requests and put in
 //! responses. No method blocks: one that returns `Pending` has kept the waker of the task.
 //!
-//! What a client can make this hold is bounded: [`MAX_STREAMS`] that are served and as many requests that wait, with a
-//! window of content each, a block of fields, [`MAX_QUEUED_BYTES`] of responses and a frame, [`MAX_CONTROL_BYTES`] of
-//! answers to frames, and HPACK's table.
+//! What a client can make this hold is bounded: [`MAX_STREAMS`] streams that are served and as many requests that wait,
+//! each with a window of content; a block of fields; [`MAX_QUEUED_BYTES`] of responses and a frame;
+//! [`MAX_CONTROL_BYTES`] of replies to frames; and HPACK's table.
 
 mod budgets;
 mod content;
@@ -36,7 +36,7 @@ const MAX_CONTROL_BYTES: usize = 16 * 1024;
 /// Maximum of CONTINUATION frames of one block (CVE-2024-27316).
 const MAX_CONTINUATIONS: u32 = 32;
 
-/// Fractions of a byte by which a stream's share of what is sent is counted.
+/// A byte, in the units in which a stream's share of what is sent is counted.
 const SHARE_UNITS: u64 = 1 << 16;
 
 /// Sent behind the first GOAWAY: its acknowledgement shows that the client has read that.
@@ -171,7 +171,7 @@ impl ControlBytes {
         self.before + self.behind
     }
 
-    /// `count` bytes were sent, and so many are left.
+    /// The first `count` bytes of `out` were sent, and `left` are still there.
     fn sent(&mut self, count: usize, left: usize) {
         self.mark = self.mark.saturating_sub(count);
         if self.mark == 0 {
@@ -183,7 +183,7 @@ impl ControlBytes {
 
 #[derive(Debug)]
 struct Block {
-    /// What had come before it, by [`Connection::arrivals`].
+    /// The value of [`Connection::arrivals`] when it began.
     at: u64,
     id: u32,
     bytes: Vec<u8>,
@@ -200,7 +200,7 @@ struct Stream {
     content: Vec<u8>,
     content_at: usize,
     trailers: Vec<u8>,
-    /// How many bytes of content are still to come by Content-Length. A DATA frame that has begun counts as come.
+    /// How many bytes of content are still to come by Content-Length. A DATA frame that has begun counts as received.
     declared: Option<u64>,
     /// Our window, and how much was taken for which no WINDOW_UPDATE was sent yet.
     receive_window: i64,
@@ -231,7 +231,7 @@ enum Output {
     Open,
     /// A final response has begun.
     Begun,
-    /// What a WebSocket carries: a client that resets it ends it.
+    /// A WebSocket is open: a client that resets it ends it.
     Tunnel,
     Ended,
 }
@@ -366,7 +366,7 @@ impl Connection {
         while self.error.is_none() && !self.is_closed && !self.is_full() && *frames_left > 0 {
             let rest = &bytes[at..];
             let came = match self.data.take() {
-                Some(data) => self.go_on_with_data(data, rest),
+                Some(data) => self.continue_data(data, rest),
                 None => self.next_frame(rest).inspect(|_| *frames_left -= 1),
             };
             let Some((used, outcome)) = came else { return at };
@@ -875,7 +875,7 @@ impl Connection {
         self.out()
     }
 
-    // --- The streams' side. One that is not there is `Gone`.
+    // --- The streams' side. `Gone` if the stream no longer exists.
 
     /// Which window the client has to open before this stream can be sent more content, if any.
     pub fn shut_window(&self, id: u32) -> Option<ShutWindow> {
@@ -958,8 +958,8 @@ impl Connection {
         self.send_fields(at, is_end, write);
     }
 
-    /// The response is one of our own. It makes up for no lost stream: it costs the client nothing, which could lose
-    /// another one for each.
+    /// Marks the response as our own. It makes up for no lost stream: such a response costs the client nothing, so that
+    /// it could lose another stream for each.
     pub fn answer_ourselves(&mut self, id: u32) {
         if let Some(at) = self.find(id) {
             self.streams[at].is_own = true;
@@ -985,8 +985,8 @@ impl Connection {
         self.sent_part(at, is_end);
     }
 
-    /// Begins a DATA frame. Returns its offset in [`Self::content`]. The caller appends to [`Self::content`] at most what [`Self::poll_window`]
-    /// allowed.
+    /// Begins a DATA frame. Returns its offset in [`Self::content`], to which the caller then appends at most what
+    /// [`Self::poll_window`] allowed.
     pub fn begin_content(&mut self) -> usize {
         write::begin(self.out())
     }

@@ -25,7 +25,7 @@ const GOAWAY: u8 = 7;
 const WINDOW_UPDATE: u8 = 8;
 const CONTINUATION: u8 = 9;
 
-/// Of DATA and HEADERS. The same bit is [`ACK`] of SETTINGS and PING.
+/// A flag of DATA and HEADERS. [`ACK`] of SETTINGS and PING is the same bit.
 const END_STREAM: u8 = 1;
 const ACK: u8 = 1;
 const END_HEADERS: u8 = 4;
@@ -99,7 +99,7 @@ pub struct DataFrame {
     /// How many bytes of content come first, and how many of padding behind them.
     pub content: usize,
     pub padding: usize,
-    /// How much the frame takes of the windows: with the length of its padding.
+    /// How much of the windows the frame uses up: content, padding, and the byte with the padding's length.
     pub size: usize,
     pub is_end: bool,
 }
@@ -107,7 +107,7 @@ pub struct DataFrame {
 /// A frame from a client, but for [`DataFrame`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Frame<'a> {
-    /// `is_last`: no CONTINUATION follows. `depends_on_itself`: as the priority says that it may have.
+    /// `is_last`: no CONTINUATION follows. `depends_on_itself`: it has a priority that says so.
     Headers {
         id: u32,
         block: &'a [u8],
@@ -136,7 +136,7 @@ pub enum Frame<'a> {
         id: u32,
         by: u32,
     },
-    /// Of a kind that is not known, or that says nothing to a server.
+    /// Of an unknown kind, or of one that means nothing to a server.
     Other,
 }
 
@@ -165,7 +165,7 @@ impl Head {
         self.kind == DATA
     }
 
-    /// How a DATA frame goes on, whose payload begins so. `None`: that has not come yet.
+    /// The DATA frame whose payload begins with these bytes. `None`: the length of its padding has not come yet.
     pub fn data(self, payload: &[u8]) -> Result<Option<DataFrame>, FrameError> {
         let Self { len, id, .. } = self;
         if id == 0 {
@@ -235,7 +235,7 @@ impl Head {
     }
 }
 
-/// A frame by the byte.
+/// Any frame, valid or not.
 #[cfg(test)]
 pub fn raw(kind: u8, flags: u8, id: u32, payload: &[u8]) -> Vec<u8> {
     let mut out = Vec::new();

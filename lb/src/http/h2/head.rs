@@ -42,7 +42,7 @@ pub enum Content {
     Plain,
     /// In chunks.
     Chunked,
-    /// The data of a WebSocket, which may not be opened.
+    /// The data of a WebSocket, if that is opened.
     Tunnel,
 }
 

@@ -84,8 +84,8 @@ static STATIC: [(&str, &str); 61] = [
     ("www-authenticate", ""),
 ];
 
-/// A block that cannot be decoded. The connection has to end: the dynamic table is not what the client takes it for any
-/// more.
+/// A block that cannot be decoded. The connection has to end, because the dynamic table differs from the client's from
+/// then on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BadBlock {
     /// It ends in the midst of a field.
@@ -118,12 +118,12 @@ struct List<F> {
 /// The dynamic table, newest field first.
 #[derive(Debug)]
 struct Table {
-    /// Of each the lengths of name and value, and where it begins in all the text that was ever added.
+    /// Of each field the lengths of name and value, and its offset in all the text that was ever added.
     fields: VecDeque<Kept>,
     /// Names and values, oldest first. Those before `start` have been evicted.
     text: Vec<u8>,
     start: usize,
-    /// How many bytes were added, and freed, before what is in `text`.
+    /// How many bytes were added before those in `text`, and have been freed.
     before: usize,
     size: usize,
     max_size: usize,
@@ -200,7 +200,7 @@ impl Decoder {
         Ok(())
     }
 
-    /// `texts`: for those that are not found in the block as they are.
+    /// Decodes a literal field. `texts` is a buffer for a name or value that is not in the block as it is.
     fn literal<F: FnMut(&[u8], &[u8])>(
         &mut self,
         rest: &mut &[u8],

@@ -62,7 +62,8 @@ pub struct Http2Stream {
     output: Output,
     /// The window that kept the last write back.
     shut_window: Option<ShutWindow>,
-    /// From where on its share of what is sent is counted, while content waits for anything but its own window.
+    /// The value from which its [share](Connection::share) is counted, while content waits for anything but its own
+    /// window.
     share_since: Option<u64>,
     /// Nothing more will be written.
     is_shut_down: bool,
@@ -72,7 +73,7 @@ pub struct Http2Stream {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Input {
     Plain,
-    /// In chunks. True: it is not the first one.
+    /// In chunks. True: one has been read before.
     Chunked(bool),
     /// As the data of a WebSocket.
     WebSocket,
@@ -89,9 +90,9 @@ enum Output {
     Content(BodyReader),
     /// Trailers, which wait for their turn as a head does. The reader has come to the end of the content.
     Trailers(BodyReader),
-    /// What a WebSocket carries.
+    /// The data of a WebSocket.
     WebSocket,
-    /// Nothing; it is complete.
+    /// Nothing: the response is complete.
     Ended,
 }
 

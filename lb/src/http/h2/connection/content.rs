@@ -8,8 +8,8 @@ use super::super::frame::{Code, DataFrame, FIRST_WINDOW, FrameError, write};
 use super::{Connection, Gone, Input, MAX_STREAMS, Received, Reset};
 
 /// By how much the windows of all streams together may grow beyond their first 64 KiB, where content is taken as fast
-/// as it comes: else an upload is held to 64 KiB for each round trip. About as much as Linux lets a receive buffer of
-/// TCP grow.
+/// as it comes: otherwise an upload could send only 64 KiB in each round trip. About as much as Linux lets a receive
+/// buffer of TCP grow.
 pub(super) const EXTRA_WINDOW: i64 = 4 * 1024 * 1024;
 /// Such a stream's window grows by this many times what was taken, so that it is four times as large after a round
 /// trip.
@@ -20,9 +20,9 @@ const MAX_SHARE: i64 = 3;
 /// The connection's window: those of all streams and of one more, so that streams whose backends do not read hold up no
 /// other.
 pub(super) const CONNECTION_WINDOW: i64 = (MAX_STREAMS as i64 + 1) * 64 * 1024 + EXTRA_WINDOW;
-/// WINDOW_UPDATE of the connection is sent once so much was taken: less than what all streams leave of its window.
+/// WINDOW_UPDATE of the connection is sent once this much was taken: less than what all streams leave of its window.
 pub(super) const RELEASED_AT_ONCE: i64 = 32 * 1024;
-/// Content that was taken is freed once it is so much, and as much as is left.
+/// Content that was taken is freed once it is this much, and no less than what is left.
 const MAX_TAKEN_BYTES: usize = 32 * 1024;
 
 /// A DATA frame of which only a part has come: how many bytes are still to come.
@@ -32,7 +32,7 @@ pub(super) struct IncomingData {
     content: usize,
     padding: usize,
     is_end: bool,
-    /// Its padding with the length of that, which counts against the windows.
+    /// Its padding and the byte with the padding's length, which count against the windows too.
     overhead: i64,
     /// How much content has come that no task takes: its stream has ended, or the request was answered.
     dropped: i64,
@@ -65,7 +65,7 @@ impl Connection {
         Ok(IncomingData { id, content, padding, is_end, overhead: size - content as i64, dropped: 0 })
     }
 
-    /// The error of a stream on which content must not come. Err: that of the connection.
+    /// The stream's error if content must not come on it; `Err`: the connection's.
     fn content_error(&mut self, id: u32, content: usize, size: i64) -> Result<Option<Code>, FrameError> {
         let Some(at) = self.find(id) else {
             return match self.ended.was_reset(id) || self.ended.is_unended(id) && content == 0 {
@@ -84,8 +84,8 @@ impl Connection {
         })
     }
 
-    /// Goes on with a DATA frame that has begun. Returns as [`Self::next_frame`].
-    pub(super) fn go_on_with_data(
+    /// Continues a DATA frame that has begun. Returns as [`Self::next_frame`].
+    pub(super) fn continue_data(
         &mut self,
         data: IncomingData,
         bytes: &[u8],
@@ -108,7 +108,7 @@ impl Connection {
                     if stream.content.capacity() == 0 {
                         stream.content = buffers::take();
                     }
-                    // No more than a quarter beyond what is there: many of them may wait.
+                    // By no more than a quarter, since many streams may have content that waits.
                     if stream.content.capacity() - stream.content.len() < content.len() {
                         stream.content.reserve_exact(content.len().max(stream.content.len() / 4));
                     }
@@ -205,7 +205,7 @@ impl Connection {
         }
     }
 
-    /// Takes at most `max_bytes` bytes of content; returns how many. They are given back to the windows.
+    /// Takes at most `max_bytes` of content, which are given back to the windows. Returns how many.
     pub fn take_content(&mut self, id: u32, max_bytes: usize, put: impl FnOnce(&[u8])) -> usize {
         let Some(at) = self.find(id) else { return 0 };
         let stream = &mut self.streams[at];

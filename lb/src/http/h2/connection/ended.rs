@@ -6,14 +6,14 @@ use std::collections::VecDeque;
 /// How many streams of each kind are remembered.
 pub(super) const MAX_REMEMBERED: usize = 128;
 
-/// No stream is of more than one kind.
+/// The streams that ended last, each in one of these lists.
 #[derive(Debug, Default)]
 pub(super) struct EndedStreams {
     /// Both sides have ended, or the client has reset the stream.
     ended: Recent,
     /// Reset or refused by us.
     reset: Recent,
-    /// They were served, and all the content has come that was declared. The client has still to say so.
+    /// Served, and all declared content has come. The client has still to send END_STREAM.
     unended: Recent,
 }
 
@@ -21,7 +21,7 @@ pub(super) struct EndedStreams {
 #[derive(Debug, Default)]
 struct Recent {
     ids: VecDeque<u32>,
-    /// The last one that is not remembered.
+    /// The highest id that is no longer remembered.
     forgotten: u32,
 }
 
@@ -47,8 +47,8 @@ impl EndedStreams {
         self.ended.ids.contains(&id)
     }
 
-    /// Whether what comes on a stream may have been under way when we reset it. Nobody knows any more how the oldest
-    /// ones have ended.
+    /// Whether what comes on a stream may have been in flight when we reset it. How the oldest ones have ended is no
+    /// longer known: any of them may have been reset.
     pub(super) fn was_reset(&self, id: u32) -> bool {
         let is_forgotten = id <= self.ended.forgotten.max(self.reset.forgotten);
         self.reset.ids.contains(&id) || is_forgotten && !self.has_ended(id) && !self.is_unended(id)

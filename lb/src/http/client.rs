@@ -561,7 +561,7 @@ impl ExchangeDriver<'_, '_> {
                     }
                     let exchange = &self.exchange;
                     let happened = self.transfer.run(|| exchange.is_killed(), self.now, timer).await;
-                    self.learn(happened)
+                    self.event_of(happened)
                 }
                 Err(failed) => self.failed(failed),
             };
@@ -569,7 +569,7 @@ impl ExchangeDriver<'_, '_> {
     }
 
     /// Translates what happened in the transfer to an event for the exchange.
-    fn learn(&mut self, happened: TransferEvent) -> Event {
+    fn event_of(&mut self, happened: TransferEvent) -> Event {
         match happened {
             TransferEvent::BodyBuffered => {
                 if !self.transfer.body.pace.waited().is_zero() {

@@ -132,7 +132,8 @@ pub enum ClientMode {
 
 impl TlsConfig {
     /// One certificate, with defaults for the rest.
-    pub fn of_pair(certificate: PathBuf, key: PathBuf) -> Self {
+    #[cfg(test)]
+    pub(crate) fn of_pair(certificate: PathBuf, key: PathBuf) -> Self {
         Self {
             certificates: Certificates { one: Some(Pair { certificate, key, password_file: None }), others: None },
             default: None,

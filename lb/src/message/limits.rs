@@ -90,12 +90,6 @@ impl Limits {
     pub fn with_ambiguous_names(self, ambiguous: AmbiguousNames) -> Limits {
         Limits { ambiguous, ..self }
     }
-
-    /// The same limits with a different treatment of non-ASCII targets.
-    #[must_use]
-    pub fn with_non_ascii_targets(self, non_ascii: NonAsciiTargets) -> Limits {
-        Limits { non_ascii, ..self }
-    }
 }
 
 impl Default for Limits {

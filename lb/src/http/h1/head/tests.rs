@@ -402,7 +402,7 @@ fn connection_persistence() {
 #[test]
 fn targets_with_bytes_above_ascii_follow_the_rule() {
     let text = b"GET /caf\xc3\xa9%20/\xff?\x80=%zz HTTP/1.1\r\nHost: a\r\n\r\n";
-    let pass = Limits::default().with_non_ascii_targets(NonAsciiTargets::Pass);
+    let pass = Limits { non_ascii: NonAsciiTargets::Pass, ..Limits::default() };
     assert_eq!(parse_within(text, &Limits::default()).1, Parsed::Rejected(Reject::Target));
     let (head, verdict) = parse_within(text, &pass);
     assert_eq!(verdict, Parsed::Complete(text.len()));

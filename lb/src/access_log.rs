@@ -31,7 +31,7 @@ const MAX_VALUE_BYTES: usize = 4096;
 
 /// The content of a line.
 #[derive(Debug, Clone, Serialize)]
-pub struct Record<'a> {
+pub(crate) struct Record<'a> {
     /// When the request's head had arrived, RFC 3339.
     #[serde(serialize_with = "milliseconds")]
     pub time: Timestamp,
@@ -56,7 +56,7 @@ pub struct Record<'a> {
 
 /// Who served a request, and how.
 #[derive(Debug, Clone, Serialize)]
-pub struct Served<'a> {
+pub(crate) struct Served<'a> {
     pub route: Option<&'a str>,
     pub pool: Option<&'a str>,
     pub backend: Option<&'a str>,
@@ -76,7 +76,7 @@ pub struct Served<'a> {
 
 impl<'a> Served<'a> {
     /// `exchange` is `None` if no route matched.
-    pub fn new(exchange: Option<&'a Exchange>, outcome: &'a Outcome) -> Self {
+    pub(crate) fn new(exchange: Option<&'a Exchange>, outcome: &'a Outcome) -> Self {
         Self {
             route: exchange.and_then(Exchange::route_name),
             pool: exchange.and_then(Exchange::pool).map(|pool| pool.name.as_str()),
@@ -94,7 +94,7 @@ impl<'a> Served<'a> {
 
 /// The access logs in use, which can be switched at any time.
 #[derive(Debug)]
-pub struct AccessLog {
+pub(crate) struct AccessLog {
     outputs: ArcSwap<Outputs>,
     /// Whether there are any; read for each request.
     is_on: AtomicBool,
@@ -123,7 +123,7 @@ struct Times {
 
 /// Outputs that are open and not in use yet.
 #[derive(Debug)]
-pub struct Opened {
+pub(crate) struct Opened {
     outputs: Outputs,
     /// Writers of newly opened ones.
     writers: Vec<(AccessLogFile, Writer)>,
@@ -131,7 +131,7 @@ pub struct Opened {
 
 /// The access logs of a configuration. Two configurations with equal ones need no switch.
 #[derive(Debug, PartialEq)]
-pub struct AccessLogSpec<'a> {
+pub(crate) struct AccessLogSpec<'a> {
     common: Option<(&'a AccessLogFile, AccessLogFormat)>,
     /// Without duplicates.
     files: Vec<&'a AccessLogFile>,
@@ -139,7 +139,7 @@ pub struct AccessLogSpec<'a> {
 
 /// A file that cannot be opened.
 #[derive(Debug)]
-pub struct OpenError {
+pub(crate) struct OpenError {
     pub file: AccessLogFile,
     /// Whether it is that of `[access_log]`.
     pub is_common: bool,
@@ -147,7 +147,7 @@ pub struct OpenError {
 }
 
 impl<'a> AccessLogSpec<'a> {
-    pub fn of(config: &'a Config) -> Self {
+    pub(crate) fn of(config: &'a Config) -> Self {
         let common = config.access_log.file.as_ref().map(|file| (file, config.access_log.format));
         let sites = config.sites.iter().map(|site| &**site);
         let rules = sites.flat_map(|site| site.routes.iter().map(|route| &route.rules).chain([&site.fallback]));
@@ -164,13 +164,13 @@ impl<'a> AccessLogSpec<'a> {
 
 impl AccessLog {
     /// No access log yet. `lost` counts dropped lines.
-    pub fn new(lost: IntCounter) -> Self {
+    pub(crate) fn new(lost: IntCounter) -> Self {
         let outputs = Outputs { common: None, open: Vec::new(), former: Vec::new(), times: Times::of(TimeZone::UTC) };
         Self { outputs: ArcSwap::from_pointee(outputs), is_on: AtomicBool::new(false), writers: Mutex::default(), lost }
     }
 
     /// Opens the outputs that are not open yet, for [`Self::switch`].
-    pub fn open(&self, wanted: &AccessLogSpec<'_>) -> Result<Opened, OpenError> {
+    pub(crate) fn open(&self, wanted: &AccessLogSpec<'_>) -> Result<Opened, OpenError> {
         let running = self.outputs.load();
         let (mut open, mut writers) = (Vec::new(), Vec::new());
         for &file in &wanted.files {
@@ -205,7 +205,7 @@ impl AccessLog {
     }
 
     /// Switches to other outputs. Lines queued for the previous ones are still written there.
-    pub fn switch(&self, Opened { outputs, writers: new }: Opened) {
+    pub(crate) fn switch(&self, Opened { outputs, writers: new }: Opened) {
         let mut writers = self.writers.lock().unwrap_or_else(PoisonError::into_inner);
         // Each ends with the last request that still writes to it.
         writers.iter_mut().filter(|(file, _)| outputs.queue(file).is_none()).for_each(|(_, writer)| writer.release());
@@ -215,12 +215,12 @@ impl AccessLog {
         self.outputs.store(Arc::new(outputs));
     }
 
-    pub fn is_on(&self) -> bool {
+    pub(crate) fn is_on(&self) -> bool {
         self.is_on.load(Ordering::Relaxed)
     }
 
     /// Writes a line to the log of `[access_log]`.
-    pub fn write(&self, record: &Record<'_>) {
+    pub(crate) fn write(&self, record: &Record<'_>) {
         let outputs = self.outputs.load();
         if let Some((queue, format)) = &outputs.common {
             queue.push(line(*format, &record.cut(), &outputs.times));
@@ -228,7 +228,7 @@ impl AccessLog {
     }
 
     /// Writes the lines for the rules of a route. `random` decides which requests are sampled.
-    pub fn write_by(
+    pub(crate) fn write_by(
         &self,
         rules: &[AccessLogRule],
         record: &Record<'_>,
@@ -256,13 +256,13 @@ impl AccessLog {
     }
 
     /// Reopens the files before the next line, for rotation.
-    pub fn reopen(&self) {
+    pub(crate) fn reopen(&self) {
         self.outputs.load().open.iter().for_each(|(_, queue)| queue.reopen());
     }
 
     /// Waits until every line is written, for at most `limit`. Later lines are lost. False: the last lines may not have
     /// been written.
-    pub fn finish(&self, limit: Duration) -> bool {
+    pub(crate) fn finish(&self, limit: Duration) -> bool {
         let deadline = Instant::now() + limit;
         let mut writers = self.writers.lock().unwrap_or_else(PoisonError::into_inner);
         let finish = |(_, writer): (_, Writer)| writer.finish(deadline.saturating_duration_since(Instant::now()));

@@ -42,7 +42,7 @@ const MAX_STALE_TIME: Duration = Duration::from_secs(1);
 const MAX_JUMPS: u8 = 10;
 
 #[derive(Debug)]
-pub struct Exchange<W: Walk = DirectWalk> {
+pub(crate) struct Exchange<W: Walk = DirectWalk> {
     site: Arc<Site>,
     route: RouteId,
     /// Index among the pools of the route's action.
@@ -109,7 +109,7 @@ struct Target {
 
 /// A response that is written in the configuration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ConfiguredReply {
+pub(crate) enum ConfiguredReply {
     /// The route's action: `respond` or `redirect`.
     Action,
     /// The answer to a CORS preflight.
@@ -134,7 +134,7 @@ enum Stage {
 
 /// What the caller does next, and the event with which it answers.
 #[derive(Debug)]
-pub enum Step<W: Walk = DirectWalk> {
+pub(crate) enum Step<W: Walk = DirectWalk> {
     /// [`Event::Waited`].
     Wait(W::Wait),
     /// Buffer the whole body before choosing a backend: [`Event::BodyBuffered`].
@@ -160,7 +160,8 @@ pub enum Step<W: Walk = DirectWalk> {
 }
 
 /// What happened.
-pub enum Event<W: Walk = DirectWalk> {
+#[cfg_attr(not(test), expect(dead_code, reason = "no route waits or makes subrequests yet; tests do"))]
+pub(crate) enum Event<W: Walk = DirectWalk> {
     Begun,
     Waited(W::Waited),
     /// The whole body is buffered.
@@ -183,7 +184,7 @@ pub enum Event<W: Walk = DirectWalk> {
 
 /// The parts of a response head that decisions depend on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Answer {
+pub(crate) struct Answer {
     pub status: u16,
     /// The part of the request body that has arrived is still buffered, so that it can be sent again.
     pub has_body: bool,
@@ -191,7 +192,7 @@ pub struct Answer {
 
 /// A point in time, with the time spent waiting for the client until then. Timeouts of backends do not count that.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Moment {
+pub(crate) struct Moment {
     pub now: Instant,
     /// Total time spent waiting for the client so far.
     pub client_waited: Duration,
@@ -199,7 +200,7 @@ pub struct Moment {
 
 /// What an exchange begins with: the route that was found, and the request's properties.
 #[derive(Debug)]
-pub struct ExchangeStart {
+pub(crate) struct ExchangeStart {
     pub site: Arc<Site>,
     pub route: RouteId,
     /// Index among the pools of the route's action.
@@ -209,7 +210,7 @@ pub struct ExchangeStart {
 
 /// The properties of a request on which an exchange's decisions depend.
 #[derive(Debug, Clone, Copy)]
-pub struct RequestInfo {
+pub(crate) struct RequestInfo {
     /// `None` if it came through a Unix socket.
     pub client: Option<IpAddr>,
     /// Whether the client came by HTTPS, here or to a trusted proxy.
@@ -234,7 +235,7 @@ struct Attempt {
 
 /// The result of an exchange, for access log and metrics.
 #[derive(Debug, Clone, Default)]
-pub struct Outcome {
+pub(crate) struct Outcome {
     /// The status sent to the client, or 499 if it left before.
     pub status: u16,
     pub refusal: Option<Refusal>,
@@ -255,7 +256,7 @@ const MAX_BUFFERED_BYTES: usize = 64 * 1024;
 
 impl Exchange {
     /// `cookies` are the values of the request's `Cookie` fields.
-    pub fn begin<'c>(start: ExchangeStart, cookies: impl Iterator<Item = &'c [u8]>) -> Self {
+    pub(crate) fn begin<'c>(start: ExchangeStart, cookies: impl Iterator<Item = &'c [u8]>) -> Self {
         let is_preflight = start.request.is_preflight;
         let (body_length, may_buffer) = (start.request.body_length, may_buffer_body(start.site.route(start.route)));
         let walk = |max| DirectWalk { buffers_body: may_buffer && is_bufferable(body_length, max), is_preflight };
@@ -263,7 +264,7 @@ impl Exchange {
     }
 
     /// Continues on another route of the site. `keeps_body`: with the request's body.
-    pub fn enter<'c>(
+    pub(crate) fn enter<'c>(
         &mut self,
         route: RouteId,
         pool_index: usize,
@@ -357,88 +358,88 @@ impl<W: Walk> Exchange<W> {
         }
     }
 
-    pub fn site(&self) -> &Arc<Site> {
+    pub(crate) fn site(&self) -> &Arc<Site> {
         &self.site
     }
 
-    pub fn route_id(&self) -> RouteId {
+    pub(crate) fn route_id(&self) -> RouteId {
         self.route
     }
 
-    pub fn route(&self) -> &Route {
+    pub(crate) fn route(&self) -> &Route {
         self.site.route(self.route)
     }
 
     /// `None` if no route matches.
-    pub fn route_name(&self) -> Option<&str> {
+    pub(crate) fn route_name(&self) -> Option<&str> {
         let route = self.route();
         (!matches!(route.action, Action::Missing)).then(|| route.name.as_str())
     }
 
     /// The route's rules; `None` if they are the defaults.
-    pub fn rules(&self) -> Option<&Rules> {
+    pub(crate) fn rules(&self) -> Option<&Rules> {
         self.route().has_rules.then(|| self.site.rules(self.route))
     }
 
     /// `None` if the route's action is not a pool.
-    pub fn pool(&self) -> Option<&Pool> {
+    pub(crate) fn pool(&self) -> Option<&Pool> {
         self.target.as_ref().map(|target| &*target.pool)
     }
 
     /// The plan of the current attempt.
-    pub fn plan(&self) -> Option<&Arc<Plan>> {
+    pub(crate) fn plan(&self) -> Option<&Arc<Plan>> {
         self.target.as_ref().map(|target| &target.plan)
     }
 
     /// The backend limits of the current attempt, if the route overrides any.
-    pub fn own_limits(&self) -> Option<Box<BackendLimits>> {
+    pub(crate) fn own_limits(&self) -> Option<Box<BackendLimits>> {
         let rules = self.rules().filter(|_| self.route().limits_backends)?;
         Some(Box::new(BackendLimits::of_pool(&self.plan()?.settings).with(&rules.backend)))
     }
 
     /// How much of the body is buffered for a retry.
-    pub fn retry_body_bytes(&self) -> usize {
+    pub(crate) fn retry_body_bytes(&self) -> usize {
         max_buffered_bytes(&self.site, self.route, self.target.as_ref())
     }
 
     /// The client limits: those of the route, else `listener`.
-    pub fn client_limits(&self, listener: ClientLimits) -> ClientLimits {
+    pub(crate) fn client_limits(&self, listener: ClientLimits) -> ClientLimits {
         self.rules().map_or(listener, |rules| listener.with(&rules.client))
     }
 
     /// Whether the answer is an error page.
-    pub fn is_page(&self) -> bool {
+    pub(crate) fn is_page(&self) -> bool {
         self.is_page
     }
 
     /// The result so far.
-    pub fn outcome(&self) -> &Outcome {
+    pub(crate) fn outcome(&self) -> &Outcome {
         &self.outcome
     }
 
     /// The endpoint of the current attempt.
-    pub fn endpoint(&self) -> Option<&Arc<Endpoint>> {
+    pub(crate) fn endpoint(&self) -> Option<&Arc<Endpoint>> {
         self.current.as_ref().map(|attempt| attempt.lease.endpoint())
     }
 
     /// The server of the current attempt.
-    pub fn server(&self) -> Option<Incarnation> {
+    pub(crate) fn server(&self) -> Option<Incarnation> {
         self.current.as_ref().map(|attempt| attempt.lease.incarnation())
     }
 
     /// Whether the current attempt must not use an idle connection, since one was stale. A backend that fails as soon
     /// as it reads the request cannot be told from one that closes an idle connection; on a new connection it can.
-    pub fn needs_new_connection(&self) -> bool {
+    pub(crate) fn needs_new_connection(&self) -> bool {
         self.met_stale
     }
 
     /// Whether an operator has killed the current attempt.
-    pub fn is_killed(&self) -> bool {
+    pub(crate) fn is_killed(&self) -> bool {
         self.current.as_ref().is_some_and(|attempt| attempt.lease.is_killed())
     }
 
     /// Advances the exchange by `event`. Returns what to do next.
-    pub fn step(&mut self, event: Event<W>, at: Moment) -> Step<W> {
+    pub(crate) fn step(&mut self, event: Event<W>, at: Moment) -> Step<W> {
         match event {
             Event::Begun => self.walk_on(WalkEvent::Begun, at),
             Event::Waited(waited) => {
@@ -783,7 +784,7 @@ impl<W: Walk> Exchange<W> {
 
     /// The configured response cannot be made for this request, so `refusal` is sent instead.
     #[cold]
-    pub fn reply_failed(&mut self, refusal: Refusal) {
+    pub(crate) fn reply_failed(&mut self, refusal: Refusal) {
         (self.outcome.refusal, self.outcome.status) = (Some(refusal), refusal.status());
     }
 
@@ -818,7 +819,7 @@ impl<W: Walk> Exchange<W> {
     }
 
     /// The sticky cookie to set, if the client did not send one for the current backend.
-    pub fn set_cookie(&self) -> Option<String> {
+    pub(crate) fn set_cookie(&self) -> Option<String> {
         let sticky = self.plan()?.sticky.as_ref()?;
         let attempt = self.current.as_ref()?;
         (!self.wants(attempt.lease.backend())).then(|| sticky.set_cookie(attempt.index, self.is_https))
@@ -850,13 +851,13 @@ impl<W: Walk> Exchange<W> {
     }
 
     /// Whether the last step was [`Step::End`].
-    pub fn is_over(&self) -> bool {
+    pub(crate) fn is_over(&self) -> bool {
         self.stage == Stage::Over
     }
 
     /// Ends the lease and returns the result. An exchange that is not over has been cut off, by a panic or by the
     /// shutdown.
-    pub fn finish(&mut self, now: Instant) -> Outcome {
+    pub(crate) fn finish(&mut self, now: Instant) -> Outcome {
         if !self.is_over() {
             let cut_off = if std::thread::panicking() { Failure::Internal } else { Failure::Shutdown };
             self.outcome.failure.get_or_insert(cut_off);

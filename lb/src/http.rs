@@ -70,8 +70,8 @@ use crate::connection_limit::{ConnectionLimit, ConnectionPermit};
 use crate::control::Control;
 use crate::shutdown::{Phase, Shutdown};
 use crate::site::Sites;
-pub use client::serve;
-pub use transfer::MAX_READ_BYTES;
+pub(crate) use client::serve;
+pub(crate) use transfer::MAX_READ_BYTES;
 
 /// How long a client must have been idle before it may be shed. A client between two requests in quick succession is
 /// not idle.
@@ -85,7 +85,7 @@ const MIN_IDLE_OF_FULL: Duration = Duration::from_millis(100);
 const HOSTNAME_FILE: &str = "/proc/sys/kernel/hostname";
 
 /// What all listeners of the process share.
-pub struct EngineContext {
+pub(crate) struct EngineContext {
     pub control: Arc<Control>,
     pub access_log: Arc<AccessLog>,
     /// Maximum of idle backend connections of each thread.
@@ -100,7 +100,7 @@ pub struct EngineContext {
 }
 
 /// What all connections of one listener on one thread share.
-pub struct Engine {
+pub(crate) struct Engine {
     control: Arc<Control>,
     access_log: Arc<AccessLog>,
     address: SocketAddress,
@@ -125,7 +125,7 @@ pub struct Engine {
 
 /// What the connections of one thread share: their signals to close, and their counters.
 #[derive(Debug)]
-pub struct ThreadState {
+pub(crate) struct ThreadState {
     shutdown: Shutdown,
     idle: Notify,
     /// Clients in a lingering close: they have their response and still send.
@@ -186,11 +186,11 @@ impl ShedGroup {
 /// Counts one more until dropped. Only the tasks of one thread write the counter, others only read it. So a plain load
 /// and store suffice; an atomic read-modify-write would cost more than all the rest.
 #[derive(Debug)]
-pub struct CountGuard<'a>(&'a AtomicUsize);
+pub(crate) struct CountGuard<'a>(&'a AtomicUsize);
 
 impl Engine {
     /// An engine at the listener's first address, for the thread that is `threads[thread]`.
-    pub fn new(
+    pub(crate) fn new(
         listener: &ListenerConfig,
         context: &EngineContext,
         threads: &Arc<[Arc<ThreadState>]>,
@@ -216,17 +216,17 @@ impl Engine {
 
     /// The same engine at another address of the listener.
     #[must_use]
-    pub fn at(self, address: SocketAddress) -> Self {
+    pub(crate) fn at(self, address: SocketAddress) -> Self {
         Self { address, ..self }
     }
 
     /// Gives the listener another name.
-    pub fn rename(&self, name: &ListenerName) {
+    pub(crate) fn rename(&self, name: &ListenerName) {
         self.name.store(Arc::new(name.clone()));
     }
 
     /// Closes each connection after its current response, because its listener is closed. `settings` apply until then.
-    pub fn close(&self, settings: ListenerSettings) {
+    pub(crate) fn close(&self, settings: ListenerSettings) {
         // A listener is closed only once.
         let _ = self.last_settings.set(settings);
         self.thread.recheck_idle();
@@ -235,7 +235,7 @@ impl Engine {
     /// Closes idle connections at once and busy ones after their current exchange, because who may connect has changed.
     /// No further request on them is served. Call this before the snapshot that these clients must not see is put in
     /// force.
-    pub fn revoke(&self) {
+    pub(crate) fn revoke(&self) {
         self.is_revoked.store(true, Ordering::Release);
         self.thread.recheck_idle();
     }
@@ -259,7 +259,7 @@ impl Engine {
     }
 
     /// Waits until another client may connect. Sheds idle clients of this thread first, then of all threads.
-    pub async fn admit(&self) -> ConnectionPermit {
+    pub(crate) async fn admit(&self) -> ConnectionPermit {
         let mut rounds = 0;
         let shed = |count: usize| {
             rounds += 1;
@@ -278,18 +278,18 @@ impl Engine {
     }
 
     /// A permit beyond the limit, for a client that cannot wait.
-    pub fn admit_over_limit(&self) -> ConnectionPermit {
+    pub(crate) fn admit_over_limit(&self) -> ConnectionPermit {
         self.client_limit.acquire_over_limit()
     }
 
     /// Resolves when a client in a lingering close is to be shed.
-    pub async fn sheds_lingering(&self) {
+    pub(crate) async fn sheds_lingering(&self) {
         self.thread.lingering.sheds(&self.client_limit).await;
         self.control.metrics.client_connections_shed.inc();
     }
 
     /// Waits until another TLS handshake may begin. Sheds clients whose handshake is slow.
-    pub async fn admit_handshake(&self) -> ConnectionPermit {
+    pub(crate) async fn admit_handshake(&self) -> ConnectionPermit {
         let mut has_asked = false;
         let shed = |count: usize| {
             has_asked = true;
@@ -305,12 +305,12 @@ impl Engine {
     }
 
     /// A handshake permit beyond the limit, for a client that cannot wait.
-    pub fn admit_handshake_over_limit(&self) -> ConnectionPermit {
+    pub(crate) fn admit_handshake_over_limit(&self) -> ConnectionPermit {
         self.handshake_limit.acquire_over_limit()
     }
 
     /// Resolves when a client whose handshake is slow is to be shed.
-    pub async fn sheds_handshake(&self) {
+    pub(crate) async fn sheds_handshake(&self) {
         tokio::select! {
             () = self.thread.lingering.sheds(&self.client_limit) => {}
             () = self.thread.handshakes.sheds(&self.handshake_limit) => {}
@@ -319,7 +319,7 @@ impl Engine {
     }
 
     /// Permission for the CPU-bound part of a handshake. The semaphore is never closed, so this is never `None`.
-    pub async fn handshake_turn(&self) -> Option<SemaphorePermit<'_>> {
+    pub(crate) async fn handshake_turn(&self) -> Option<SemaphorePermit<'_>> {
         self.thread.handshake_turn.acquire().await.ok()
     }
 
@@ -328,12 +328,12 @@ impl Engine {
         self.control.accept_failed(error, clock::now())
     }
 
-    pub fn address(&self) -> &SocketAddress {
+    pub(crate) fn address(&self) -> &SocketAddress {
         &self.address
     }
 
     /// How long a client may take to send what precedes its first request, such as a PROXY header.
-    pub fn header_timeout(&self) -> Duration {
+    pub(crate) fn header_timeout(&self) -> Duration {
         self.listener().header_timeout
     }
 
@@ -361,7 +361,7 @@ impl Engine {
 }
 
 impl ThreadState {
-    pub fn new(shutdown: Shutdown) -> Self {
+    pub(crate) fn new(shutdown: Shutdown) -> Self {
         let [exchanges, to_shed, sheddings] = [const { AtomicUsize::new(0) }; 3];
         let [lingering, handshakes] = [const { ShedGroup::new() }; 2];
         let (idle, handshake_turn) = (Notify::const_new(), Semaphore::const_new(1));
@@ -370,7 +370,7 @@ impl ThreadState {
     }
 
     /// Wakes idle connections, so that they close. Call this once the stop has begun.
-    pub fn wake_idle(&self) {
+    pub(crate) fn wake_idle(&self) {
         self.idle.notify_waiters();
     }
 
@@ -381,11 +381,11 @@ impl ThreadState {
     }
 
     /// Counts an exchange in flight until dropped. A graceful stop waits for it.
-    pub fn in_exchange(&self) -> CountGuard<'_> {
+    pub(crate) fn in_exchange(&self) -> CountGuard<'_> {
         CountGuard::new(&self.exchanges)
     }
 
-    pub fn exchanges(&self) -> usize {
+    pub(crate) fn exchanges(&self) -> usize {
         self.exchanges.load(Ordering::Relaxed)
     }
 
@@ -409,7 +409,7 @@ impl ThreadState {
     }
 
     /// Whether the process stops: idle connections close at once, busy ones after their current exchange.
-    pub fn is_stopping(&self) -> bool {
+    pub(crate) fn is_stopping(&self) -> bool {
         self.shutdown.phase() == Phase::Stopping
     }
 }

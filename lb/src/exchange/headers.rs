@@ -13,7 +13,7 @@ use crate::message::authority::without_port;
 
 /// The remote address of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum PeerAddress {
+pub(crate) enum PeerAddress {
     Ip(SocketAddr),
     /// A Unix socket, whose peer has no address.
     Unix,
@@ -21,7 +21,7 @@ pub enum PeerAddress {
 
 /// The remote end of a connection. The address is also kept as text, because every request needs it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Peer {
+pub(crate) struct Peer {
     /// `None` for a Unix socket.
     pub address: Option<IpAddr>,
     /// 0 if there is none.
@@ -37,7 +37,7 @@ pub struct Peer {
 
 /// The TLS parameters of a connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TlsInfo {
+pub(crate) struct TlsInfo {
     /// `TLSv1.3` or the like.
     pub protocol: &'static str,
     /// By OpenSSL's name.
@@ -50,7 +50,7 @@ pub struct TlsInfo {
 
 /// A verified client certificate.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ClientCertificate {
+pub(crate) struct ClientCertificate {
     /// RFC 2253.
     pub subject: Box<str>,
     pub issuer: Box<str>,
@@ -277,7 +277,7 @@ fn read_forwarded<'a>(
 }
 
 impl PeerAddress {
-    pub fn ip(self) -> Option<IpAddr> {
+    pub(crate) fn ip(self) -> Option<IpAddr> {
         match self {
             Self::Ip(address) => Some(address.ip()),
             Self::Unix => None,
@@ -295,7 +295,7 @@ impl fmt::Display for PeerAddress {
 }
 
 impl Peer {
-    pub fn new(address: PeerAddress) -> Self {
+    pub(crate) fn new(address: PeerAddress) -> Self {
         let (ip, port) = match address {
             PeerAddress::Ip(address) => (Some(address.ip().to_canonical()), address.port()),
             PeerAddress::Unix => (None, 0),
@@ -305,19 +305,19 @@ impl Peer {
     }
 
     /// The peer of a client that sent plain HTTP to a TLS listener.
-    pub fn without_tls(address: PeerAddress) -> Self {
+    pub(crate) fn without_tls(address: PeerAddress) -> Self {
         Self { lacks_tls: true, ..Self::new(address) }
     }
 
-    pub fn with_tls(address: PeerAddress, tls: TlsInfo, local: Option<SocketAddr>) -> Self {
+    pub(crate) fn with_tls(address: PeerAddress, tls: TlsInfo, local: Option<SocketAddr>) -> Self {
         Self { tls: Some(Box::new(tls)), local, ..Self::new(address) }
     }
 
-    pub fn client_certificate(&self) -> Option<&ClientCertificate> {
+    pub(crate) fn client_certificate(&self) -> Option<&ClientCertificate> {
         self.tls.as_ref()?.client.as_ref()
     }
 
-    pub fn as_str(&self) -> &str {
+    pub(crate) fn as_str(&self) -> &str {
         &self.text
     }
 }

@@ -8,7 +8,7 @@ use crate::config::{ListenerSettings, PoolSettings};
 
 /// Limits for a client during an exchange.
 #[derive(Debug, Clone, Copy)]
-pub struct ClientLimits {
+pub(crate) struct ClientLimits {
     /// `None`: no limit.
     pub max_body_bytes: Option<u64>,
     pub body_timeout: Duration,
@@ -19,7 +19,7 @@ pub struct ClientLimits {
 
 /// Limits for a backend during an attempt.
 #[derive(Debug, Clone, Copy)]
-pub struct BackendLimits {
+pub(crate) struct BackendLimits {
     pub connect_timeout: Duration,
     pub response_timeout: Duration,
     pub read_timeout: Duration,
@@ -30,14 +30,14 @@ pub struct BackendLimits {
 }
 
 impl ClientLimits {
-    pub fn of_listener(listener: &ListenerSettings) -> Self {
+    pub(crate) fn of_listener(listener: &ListenerSettings) -> Self {
         let ListenerSettings { max_body_bytes, body_timeout, min_rate, send_timeout, .. } = *listener;
         Self { max_body_bytes, body_timeout, min_rate, send_timeout }
     }
 
     /// These limits with the overrides of a route.
     #[must_use]
-    pub fn with(self, rules: &ClientRules) -> Self {
+    pub(crate) fn with(self, rules: &ClientRules) -> Self {
         Self {
             max_body_bytes: rules.max_body_bytes.map_or(self.max_body_bytes, |max| Some(max).filter(|max| *max > 0)),
             body_timeout: rules.body_timeout.unwrap_or(self.body_timeout),
@@ -48,7 +48,7 @@ impl ClientLimits {
 }
 
 impl BackendLimits {
-    pub fn of_pool(pool: &PoolSettings) -> Self {
+    pub(crate) fn of_pool(pool: &PoolSettings) -> Self {
         Self {
             connect_timeout: pool.connect_timeout,
             response_timeout: pool.response_timeout,
@@ -62,7 +62,7 @@ impl BackendLimits {
 
     /// These limits with the overrides of a route.
     #[must_use]
-    pub fn with(self, rules: &BackendRules) -> Self {
+    pub(crate) fn with(self, rules: &BackendRules) -> Self {
         let response_timeout = rules.response_timeout.unwrap_or(self.response_timeout);
         let retry_timeout =
             rules.retry_timeout.map(|timeout| if timeout.is_zero() { response_timeout } else { timeout });

@@ -9,7 +9,7 @@ use super::refusal::Refusal;
 
 /// The phases before a route's action. A walk never waits: it returns a step and is called again with the result. A
 /// step that an implementation never takes has the type [`Infallible`], so that callers need not implement it.
-pub trait Walk: fmt::Debug {
+pub(crate) trait Walk: fmt::Debug {
     /// A wait: for a time, a file, a name, a password check.
     type Wait: fmt::Debug;
     /// The result of a wait.
@@ -26,7 +26,7 @@ pub trait Walk: fmt::Debug {
 /// What sends a request on to another route of its site, before anything has been sent: an internal redirect, in
 /// nginx's words.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Jump {
+pub(crate) enum Jump {
     /// The route's action.
     Action,
     /// The error page with this index in the route's rules.
@@ -34,7 +34,8 @@ pub enum Jump {
 }
 
 /// The result of the last step.
-pub enum WalkEvent<W: Walk + ?Sized> {
+#[cfg_attr(not(test), expect(dead_code, reason = "no route waits or makes subrequests yet; tests do"))]
+pub(crate) enum WalkEvent<W: Walk + ?Sized> {
     /// The walk begins, also after an answer was replaced.
     Begun,
     Waited(W::Waited),
@@ -47,7 +48,8 @@ pub enum WalkEvent<W: Walk + ?Sized> {
 }
 
 #[derive(Debug)]
-pub enum WalkStep<W: Walk + ?Sized> {
+#[cfg_attr(not(test), expect(dead_code, reason = "no route waits or makes subrequests yet; tests do"))]
+pub(crate) enum WalkStep<W: Walk + ?Sized> {
     /// The walk is over: carry out the route's action.
     Act,
     Wait(W::Wait),
@@ -61,14 +63,15 @@ pub enum WalkStep<W: Walk + ?Sized> {
 }
 
 #[derive(Debug)]
-pub enum HeadVerdict {
+#[cfg_attr(not(test), expect(dead_code, reason = "no route replaces an answer yet; tests do"))]
+pub(crate) enum HeadVerdict {
     Pass,
     Jump(Jump),
 }
 
 /// The walk of a route without subrequests and waits.
 #[derive(Debug, Clone, Copy)]
-pub struct DirectWalk {
+pub(crate) struct DirectWalk {
     /// Whether the whole body is buffered before there is an answer.
     pub buffers_body: bool,
     pub is_preflight: bool,

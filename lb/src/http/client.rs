@@ -81,7 +81,7 @@ enum ConnectionAction {
 }
 
 /// Serves a connection to its end.
-pub async fn serve(engine: Arc<Engine>, mut client: ClientStream, peer: impl Into<Peer>) {
+pub(crate) async fn serve(engine: Arc<Engine>, mut client: ClientStream, peer: impl Into<Peer>) {
     let peer = peer.into();
     let _task = kill::list_task(&engine.control).await;
     let limit = engine.listener().header_timeout;

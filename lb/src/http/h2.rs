@@ -8,13 +8,13 @@
 //! - [`stream`]: a stream as the engine reads and writes it.
 //! - [`buffers`]: spare buffers of the thread.
 
-pub mod buffers;
+mod buffers;
 pub mod connection;
 pub mod frame;
 pub mod head;
 pub mod hpack;
-pub mod huffman;
-pub mod stream;
+mod huffman;
+pub(super) mod stream;
 
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
@@ -63,13 +63,13 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 const MAX_LINGERING_TIME: Duration = Duration::from_secs(2);
 
 /// Whether these first bytes of a connection, which the parser of HTTP/1.1 refused, are those of HTTP/2.
-pub fn is_preface(read: &[u8]) -> bool {
+pub(super) fn is_preface(read: &[u8]) -> bool {
     // The parser refuses the version after so many bytes. The rest may not have come yet.
     read.starts_with(b"PRI * HTTP/2.0") && read.iter().zip(PREFACE).all(|(a, b)| a == b)
 }
 
 /// Serves a connection to its end. `read`: what was read of it before.
-pub async fn serve(engine: Arc<Engine>, io: Io, read: Vec<u8>, peer: Peer) {
+pub(crate) async fn serve(engine: Arc<Engine>, io: Io, read: Vec<u8>, peer: Peer) {
     let link =
         Arc::new(Link::new(Connection::new(list_bytes(&engine)), ConnectionTotal::new(clock::now()), io.is_tls()));
     // Also if this future is dropped.

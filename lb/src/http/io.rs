@@ -37,7 +37,7 @@ const MAX_FULL_QUEUE_PAUSE: Duration = Duration::from_millis(128);
 /// How many attempts are made, within 0.7 s in total.
 const MAX_FULL_QUEUE_TRIES: u32 = 11;
 
-pub enum Io {
+pub(crate) enum Io {
     Tcp(TcpStream),
     Unix(UnixStream),
     Tls(Box<TlsStream<Self>>),
@@ -51,14 +51,14 @@ pub enum Io {
 
 /// A socket that carries the plain bytes of the exchange.
 #[derive(Clone, Copy)]
-pub enum Plain<'a> {
+pub(crate) enum Plain<'a> {
     Tcp(&'a TcpStream),
     Unix(&'a UnixStream),
 }
 
 impl Io {
     /// Connects to an endpoint as its pool says.
-    pub async fn connect(dial: &Dial<'_>) -> Result<Self, AttemptError> {
+    pub(crate) async fn connect(dial: &Dial<'_>) -> Result<Self, AttemptError> {
         let mut io = Self::open(dial).await?;
         if !dial.header.is_empty() {
             io.write_all(dial.header).await.map_err(|_| Failure::ConnectReset)?;
@@ -97,7 +97,7 @@ impl Io {
 
     /// Whether nothing has arrived on an idle connection: neither its end nor unsolicited bytes. Records of TLS itself,
     /// such as session tickets, do not count. Costs no system call while the runtime was not notified of readiness.
-    pub fn is_quiet(&mut self) -> bool {
+    pub(crate) fn is_quiet(&mut self) -> bool {
         let Self::Tls(tls) = self else {
             return matches!(self.try_read(&mut [0]), Err(e) if e.kind() == io::ErrorKind::WouldBlock);
         };
@@ -114,7 +114,7 @@ impl Io {
         read.poll(&mut cx).is_pending()
     }
 
-    pub fn is_tls(&self) -> bool {
+    pub(crate) fn is_tls(&self) -> bool {
         match self {
             Self::Tls(_) => true,
             #[cfg(feature = "pingora-proxy")]
@@ -124,7 +124,7 @@ impl Io {
     }
 
     /// Whether received bytes can only be seen by reading them.
-    pub fn is_opaque(&self) -> bool {
+    pub(crate) fn is_opaque(&self) -> bool {
         match self {
             Self::Tls(_) => true,
             #[cfg(feature = "pingora-proxy")]
@@ -134,7 +134,7 @@ impl Io {
     }
 
     /// The socket, if bytes can be moved from and to it without being read.
-    pub fn plain(&self) -> Option<Plain<'_>> {
+    pub(crate) fn plain(&self) -> Option<Plain<'_>> {
         match self {
             Self::Tcp(tcp) => Some(Plain::Tcp(tcp)),
             Self::Unix(unix) => Some(Plain::Unix(unix)),
@@ -143,7 +143,7 @@ impl Io {
     }
 
     /// Copies received bytes without consuming them; 0: the peer has closed its sending side. Only for a plain socket.
-    pub async fn peek(&self, buffer: &mut [u8]) -> io::Result<usize> {
+    pub(crate) async fn peek(&self, buffer: &mut [u8]) -> io::Result<usize> {
         let socket = self.plain().ok_or(io::ErrorKind::Unsupported)?;
         loop {
             poll_fn(|cx| socket.poll_read_ready(cx)).await?;
@@ -156,7 +156,7 @@ impl Io {
     }
 
     /// The socket, also under TLS.
-    pub fn socket(&self) -> Option<BorrowedFd<'_>> {
+    pub(crate) fn socket(&self) -> Option<BorrowedFd<'_>> {
         match self {
             Self::Tcp(tcp) => Some(tcp.as_fd()),
             Self::Unix(unix) => Some(unix.as_fd()),
@@ -170,7 +170,7 @@ impl Io {
 
     /// Whether the peer has disconnected with at least `missing` bytes still to come, for connections without a socket
     /// to watch. Otherwise `cx` is woken when that may have changed.
-    pub fn has_disconnected(&mut self, _cx: &mut Context<'_>, _missing: u64) -> bool {
+    pub(crate) fn has_disconnected(&mut self, _cx: &mut Context<'_>, _missing: u64) -> bool {
         match self {
             #[cfg(feature = "pingora-proxy")]
             Self::Accepted(accepted) => accepted.has_disconnected(_cx, _missing),
@@ -180,7 +180,7 @@ impl Io {
 
     /// Tells a simulation that the connection has been chosen for another request.
     #[cfg(test)]
-    pub fn reuse(&self) {
+    pub(crate) fn reuse(&self) {
         match self {
             Self::Pipe(pipe) => pipe.reuse(),
             Self::Tls(tls) => tls.get_ref().0.reuse(),
@@ -190,7 +190,7 @@ impl Io {
 
     /// Reads without waiting. Costs no system call while the runtime was not notified of readiness. Not possible under
     /// TLS.
-    pub fn try_read(&self, buffer: &mut [u8]) -> io::Result<usize> {
+    pub(crate) fn try_read(&self, buffer: &mut [u8]) -> io::Result<usize> {
         match self {
             Self::Tcp(tcp) => tcp.try_read(buffer),
             Self::Unix(unix) => unix.try_read(buffer),
@@ -204,12 +204,12 @@ impl Io {
 
     /// Ends the connection so that the peer cannot mistake what it has received for a complete message: with a reset,
     /// under TLS without a `close_notify` before it.
-    pub fn abort(self) {
+    pub(crate) fn abort(self) {
         self.reset_when_closed();
     }
 
     /// Makes the connection end in that way when it is dropped.
-    pub fn reset_when_closed(&self) {
+    pub(crate) fn reset_when_closed(&self) {
         match self {
             // Otherwise the peer still sees that chunks or a length are incomplete.
             Self::Tcp(tcp) => drop(tcp.set_zero_linger()),
@@ -282,14 +282,14 @@ impl fmt::Debug for Io {
 }
 
 impl Plain<'_> {
-    pub fn poll_read_ready(self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    pub(crate) fn poll_read_ready(self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self {
             Self::Tcp(tcp) => tcp.poll_read_ready(cx),
             Self::Unix(unix) => unix.poll_read_ready(cx),
         }
     }
 
-    pub fn poll_write_ready(self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    pub(crate) fn poll_write_ready(self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self {
             Self::Tcp(tcp) => tcp.poll_write_ready(cx),
             Self::Unix(unix) => unix.poll_write_ready(cx),
@@ -297,7 +297,7 @@ impl Plain<'_> {
     }
 
     /// Runs `operate` on the socket, and clears its readiness if that would block.
-    pub fn try_io<R>(self, interest: Interest, operate: impl FnOnce() -> io::Result<R>) -> io::Result<R> {
+    pub(crate) fn try_io<R>(self, interest: Interest, operate: impl FnOnce() -> io::Result<R>) -> io::Result<R> {
         match self {
             Self::Tcp(tcp) => tcp.try_io(interest, operate),
             Self::Unix(unix) => unix.try_io(interest, operate),

@@ -39,7 +39,7 @@ pub(super) struct Pace {
 /// The bytes moved by all exchanges of a connection, in both directions. An exchange may wait because its client is
 /// busy sending and receiving on the others.
 #[derive(Debug, Clone)]
-pub struct ConnectionTotal(Arc<Counts>);
+pub(crate) struct ConnectionTotal(Arc<Counts>);
 
 #[derive(Debug)]
 struct Counts {
@@ -55,13 +55,13 @@ struct Counts {
 
 impl ConnectionTotal {
     /// The total of a new connection.
-    pub fn new(now: Instant) -> Self {
+    pub(crate) fn new(now: Instant) -> Self {
         let [moved, written, written_at] = [(); 3].map(|()| AtomicU64::new(0));
         Self(Arc::new(Counts { moved, written, began: now, written_at }))
     }
 
     /// Counts `bytes` that the client's socket accepted, some of them bytes of responses.
-    pub fn wrote(&self, bytes: usize, now: Instant) {
+    pub(crate) fn wrote(&self, bytes: usize, now: Instant) {
         self.0.written.fetch_add(bytes as u64, Ordering::Relaxed);
         self.took(now);
     }
@@ -69,7 +69,7 @@ impl ConnectionTotal {
     /// The client has acknowledged `bytes` since the socket last accepted any. They have been counted when they were
     /// written. Nothing is taken back for that: what an exchange has left is bounded, and a later exchange of the
     /// connection may not pay for this one.
-    pub fn acknowledged(&self, bytes: u64, now: Instant) {
+    pub(crate) fn acknowledged(&self, bytes: u64, now: Instant) {
         self.0.moved.fetch_add(bytes, Ordering::Relaxed);
         self.took(now);
     }
@@ -80,12 +80,12 @@ impl ConnectionTotal {
     }
 
     /// How many bytes of responses the client's socket has accepted.
-    pub fn written(&self) -> u64 {
+    pub(crate) fn written(&self) -> u64 {
         self.0.written.load(Ordering::Relaxed)
     }
 
     /// How long ago the client's socket last accepted bytes of a response, or was seen to have sent some.
-    pub fn stalled(&self, now: Instant) -> Duration {
+    pub(crate) fn stalled(&self, now: Instant) -> Duration {
         let since = Duration::from_nanos(self.0.written_at.load(Ordering::Relaxed));
         now.saturating_duration_since(self.0.began).saturating_sub(since)
     }

@@ -21,13 +21,13 @@ use crate::message::Version;
 
 const DISCARD_BYTES: usize = 16 * 1024;
 
-pub enum ClientStream {
+pub(crate) enum ClientStream {
     Io(Io),
     Http2(Box<Http2Stream>),
 }
 
 impl ClientStream {
-    pub fn is_tls(&self) -> bool {
+    pub(crate) fn is_tls(&self) -> bool {
         match self {
             Self::Io(io) => io.is_tls(),
             Self::Http2(stream) => stream.is_tls(),
@@ -35,17 +35,17 @@ impl ClientStream {
     }
 
     /// Whether this is one of several exchanges that a connection carries at once.
-    pub fn is_stream(&self) -> bool {
+    pub(crate) fn is_stream(&self) -> bool {
         matches!(self, Self::Http2(_))
     }
 
     /// Whether the request's head is known to exceed the limit. Its end is not read then.
-    pub fn has_too_large_head(&self) -> bool {
+    pub(crate) fn has_too_large_head(&self) -> bool {
         matches!(self, Self::Http2(stream) if stream.is_too_large())
     }
 
     /// The bytes moved by the connection, if it carries several exchanges at once.
-    pub fn total(&self) -> Option<&ConnectionTotal> {
+    pub(crate) fn total(&self) -> Option<&ConnectionTotal> {
         match self {
             Self::Http2(stream) => Some(stream.total()),
             _ => None,
@@ -54,18 +54,18 @@ impl ClientStream {
 
     /// For how long the connection has written no bytes of any response, if it carries several exchanges at once and
     /// this one waits for its turn.
-    pub fn stalled(&self, now: Instant) -> Option<Duration> {
+    pub(crate) fn stalled(&self, now: Instant) -> Option<Duration> {
         self.total().map(|total| total.stalled(now))
     }
 
     /// Whether a flow-control window of HTTP/2 kept the last write back.
-    pub fn is_window_shut(&self) -> bool {
+    pub(crate) fn is_window_shut(&self) -> bool {
         matches!(self, Self::Http2(stream) if stream.is_window_shut())
     }
 
     /// How many bytes a stream that waits for its turn would have sent since this was last called, if others had not had
     /// theirs before it.
-    pub fn take_share(&mut self) -> u64 {
+    pub(crate) fn take_share(&mut self) -> u64 {
         match self {
             Self::Io(_) => 0,
             Self::Http2(stream) => stream.take_share(),
@@ -74,12 +74,12 @@ impl ClientStream {
 
     /// How many bytes the client's system has acknowledged; 0 if that is unknown. A stream does not know it: see
     /// [`ConnectionTotal::stalled`].
-    pub fn acknowledged(&self) -> u64 {
+    pub(crate) fn acknowledged(&self) -> u64 {
         self.socket().map_or(0, acknowledged)
     }
 
     /// The socket, if bytes can be moved to it without being read.
-    pub fn plain(&self) -> Option<Plain<'_>> {
+    pub(crate) fn plain(&self) -> Option<Plain<'_>> {
         match self {
             Self::Io(io) => io.plain(),
             Self::Http2(_) => None,
@@ -87,7 +87,7 @@ impl ClientStream {
     }
 
     /// The socket, to be watched. A stream has none of its own.
-    pub fn socket(&self) -> Option<BorrowedFd<'_>> {
+    pub(crate) fn socket(&self) -> Option<BorrowedFd<'_>> {
         match self {
             Self::Io(io) => io.socket(),
             Self::Http2(_) => None,
@@ -95,12 +95,12 @@ impl ClientStream {
     }
 
     /// The local address that the client connected to. A stream does not know it.
-    pub fn local_address(&self) -> Option<SocketAddr> {
+    pub(crate) fn local_address(&self) -> Option<SocketAddr> {
         SocketAddr::try_from(getsockname(self.socket()?).ok()?).ok()
     }
 
     /// The protocol for the access log, for a request that is represented in this version of HTTP/1.
-    pub fn protocol(&self, version: Version) -> &'static str {
+    pub(crate) fn protocol(&self, version: Version) -> &'static str {
         match (self, version) {
             (Self::Http2(_), _) => "HTTP/2.0",
             (_, Version::Http10) => "HTTP/1.0",
@@ -109,13 +109,13 @@ impl ClientStream {
     }
 
     /// Whether the kernel may have bytes of the client that the runtime has not been notified of yet.
-    pub fn has_more_to_read(&self) -> bool {
+    pub(crate) fn has_more_to_read(&self) -> bool {
         self.socket().is_some_and(|socket| ioctl_fionread(socket).is_ok_and(|unread| unread > 0))
     }
 
     /// Whether the client has sent bytes that nobody has read: closing now would reset the connection. Under TLS they
     /// are read and dropped. Costs no system call while the runtime was not notified of readiness.
-    pub fn has_unread_bytes(&mut self) -> bool {
+    pub(crate) fn has_unread_bytes(&mut self) -> bool {
         match self {
             Self::Http2(_) => false,
             Self::Io(io) if io.is_opaque() => {
@@ -128,7 +128,7 @@ impl ClientStream {
     }
 
     /// Reads once and drops the bytes. Returns how many; 0: the client has closed its sending side.
-    pub fn poll_discard(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+    pub(crate) fn poll_discard(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         let mut scrap = [MaybeUninit::uninit(); DISCARD_BYTES];
         let mut scrap = ReadBuf::uninit(&mut scrap);
         Pin::new(self).poll_read(cx, &mut scrap).map_ok(|()| scrap.filled().len())
@@ -137,7 +137,7 @@ impl ClientStream {
     /// Whether the client has given up its request: an HTTP/2 client has reset the stream, or a client without a socket
     /// of ours has closed the connection with at least `missing` bytes still to come. Otherwise `cx` is woken when it
     /// does.
-    pub fn is_given_up(&mut self, cx: &mut Context<'_>, missing: u64) -> bool {
+    pub(crate) fn is_given_up(&mut self, cx: &mut Context<'_>, missing: u64) -> bool {
         match self {
             Self::Http2(stream) => stream.is_given_up(cx),
             Self::Io(io) => io.has_disconnected(cx, missing),
@@ -145,14 +145,14 @@ impl ClientStream {
     }
 
     /// Tells that the response will be one of our own, not a backend's.
-    pub fn answer_ourselves(&self) {
+    pub(crate) fn answer_ourselves(&self) {
         if let Self::Http2(stream) = self {
             stream.answer_ourselves();
         }
     }
 
     /// Makes the connection end with a reset when it is dropped, or under TLS without `close_notify`.
-    pub fn reset_when_closed(&mut self) {
+    pub(crate) fn reset_when_closed(&mut self) {
         match self {
             Self::Io(io) => io.reset_when_closed(),
             Self::Http2(_) => {}
@@ -160,7 +160,7 @@ impl ClientStream {
     }
 
     /// Tells the client that the request of its stream was not processed.
-    pub fn refuse(self) {
+    pub(crate) fn refuse(self) {
         match self {
             Self::Io(io) => io.abort(),
             Self::Http2(stream) => stream.refuse(),
@@ -168,7 +168,7 @@ impl ClientStream {
     }
 
     /// Ends the connection so that the client cannot mistake what it has received for a complete message.
-    pub fn abort(self) {
+    pub(crate) fn abort(self) {
         match self {
             Self::Io(io) => io.abort(),
             Self::Http2(stream) => stream.abort(),

@@ -49,7 +49,7 @@ use crate::pool::Plan;
 const READ_BYTES: usize = 16 * 1024;
 const LARGE_READ_BYTES: usize = 64 * 1024;
 /// How much is read at once while content is moved as fast as it can be read and written.
-pub const MAX_READ_BYTES: usize = 256 * 1024;
+pub(crate) const MAX_READ_BYTES: usize = 256 * 1024;
 /// A client that is waited for longer than this gets smaller pieces again.
 const MAX_LARGE_READ_WAIT: Duration = Duration::from_millis(20);
 /// How much of pipelined requests is read while this one is answered.

@@ -20,7 +20,7 @@ thread_local! {
 }
 
 /// An empty one.
-pub fn take() -> Vec<u8> {
+pub(super) fn take() -> Vec<u8> {
     let spare = SPARE.try_with(|spare| {
         let mut spare = spare.borrow_mut();
         let buffer = spare.buffers.pop()?;
@@ -30,7 +30,7 @@ pub fn take() -> Vec<u8> {
     spare.ok().flatten().unwrap_or_default()
 }
 
-pub fn give_back(mut buffer: Vec<u8>) {
+pub(super) fn give_back(mut buffer: Vec<u8>) {
     let bytes = buffer.capacity();
     if bytes == 0 || bytes > MAX_KEPT_BYTES {
         return;

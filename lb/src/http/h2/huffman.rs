@@ -27,7 +27,7 @@ static CODE: Code = Code::new();
 
 /// The padding is too long or not made of ones, or the text contains EOS.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct BadCode;
+pub(super) struct BadCode;
 
 struct Code {
     /// By the next eight bits: the symbol and the length of its code. Length 0: the code is longer than eight bits.
@@ -85,7 +85,7 @@ impl Code {
 }
 
 /// Appends the decoded text, until `out` has `max_bytes`: what follows is not checked.
-pub fn decode(coded: &[u8], max_bytes: usize, out: &mut Vec<u8>) -> Result<(), BadCode> {
+pub(super) fn decode(coded: &[u8], max_bytes: usize, out: &mut Vec<u8>) -> Result<(), BadCode> {
     // The shortest codes have five bits.
     out.reserve((coded.len() * 8 / 5).min(max_bytes.saturating_sub(out.len())));
     // The next bits, from the highest on; `count` of them have been read.
@@ -123,11 +123,11 @@ pub fn decode(coded: &[u8], max_bytes: usize, out: &mut Vec<u8>) -> Result<(), B
 }
 
 #[cfg(test)]
-pub mod tests {
+pub(super) mod tests {
     use super::*;
 
     /// A text by the code, to be decoded again.
-    pub fn encode(text: &[u8]) -> Vec<u8> {
+    pub(crate) fn encode(text: &[u8]) -> Vec<u8> {
         let (mut out, mut bits, mut count) = (Vec::new(), 0_u64, 0);
         for &byte in text {
             let len = u32::from(LENGTHS[usize::from(byte)]);

@@ -31,23 +31,23 @@ const MAX_KEPT_BYTES: usize = 64;
 
 /// What the task of a connection shares with those of its streams. All run on one thread, so that the lock is always
 /// free; it is there because the runtime demands `Send`.
-pub struct Link {
+pub(crate) struct Link {
     connection: Mutex<Connection>,
     pub total: ConnectionTotal,
     pub is_tls: bool,
 }
 
 impl Link {
-    pub fn new(connection: Connection, total: ConnectionTotal, is_tls: bool) -> Self {
+    pub(crate) fn new(connection: Connection, total: ConnectionTotal, is_tls: bool) -> Self {
         Self { connection: Mutex::new(connection), total, is_tls }
     }
 
-    pub fn lock(&self) -> MutexGuard<'_, Connection> {
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Connection> {
         self.connection.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-pub struct Http2Stream {
+pub(crate) struct Http2Stream {
     link: Arc<Link>,
     id: u32,
     /// HTTP/1.1 to be read before more content: the head, or the line of a chunk. The first `text_at` bytes have been
@@ -97,7 +97,7 @@ enum Output {
 }
 
 impl Http2Stream {
-    pub fn new(link: Arc<Link>, id: u32, request: Request) -> Self {
+    pub(crate) fn new(link: Arc<Link>, id: u32, request: Request) -> Self {
         let Request { text, is_too_large, method, content, .. } = request;
         let input = match content {
             Content::Nothing => Input::Ended,
@@ -123,32 +123,32 @@ impl Http2Stream {
     }
 
     /// Whether the head of the request exceeds the limit. Then what is read of it has no end.
-    pub fn is_too_large(&self) -> bool {
+    pub(crate) fn is_too_large(&self) -> bool {
         self.is_too_large
     }
 
     /// Takes the head of the request.
-    pub fn take_head(&mut self) -> Vec<u8> {
+    pub(crate) fn take_head(&mut self) -> Vec<u8> {
         std::mem::take(&mut self.text)
     }
 
-    pub fn total(&self) -> &ConnectionTotal {
+    pub(crate) fn total(&self) -> &ConnectionTotal {
         &self.link.total
     }
 
-    pub fn is_tls(&self) -> bool {
+    pub(crate) fn is_tls(&self) -> bool {
         self.link.is_tls
     }
 
     /// Whether a window kept the last write back: its client can open it at any time, whatever else the connection
     /// carries.
-    pub fn is_window_shut(&self) -> bool {
+    pub(crate) fn is_window_shut(&self) -> bool {
         self.shut_window.is_some()
     }
 
     /// How many bytes the stream would have sent since this was last called, or since it began to wait, if it had not had
     /// to wait for the turns of others.
-    pub fn take_share(&mut self) -> u64 {
+    pub(crate) fn take_share(&mut self) -> u64 {
         self.share_since.as_mut().map_or(0, |since| self.link.lock().share(since))
     }
 
@@ -164,12 +164,12 @@ impl Http2Stream {
     }
 
     /// The response will be one of our own, not a backend's.
-    pub fn answer_ourselves(&self) {
+    pub(crate) fn answer_ourselves(&self) {
         self.link.lock().answer_ourselves(self.id);
     }
 
     /// Ends the stream so that the client cannot take what it has for a whole response.
-    pub fn abort(self) {
+    pub(crate) fn abort(self) {
         let code = match &self.output {
             Output::Head(_) | Output::Content(_) | Output::Trailers(_) => Code::Internal,
             // The equivalent of a reset connection (RFC 8441 §5).
@@ -181,7 +181,7 @@ impl Http2Stream {
 
     /// Ends the stream so that its client may repeat the request on another connection: nothing of it was done (RFC
     /// 9113 §8.7).
-    pub fn refuse(self) {
+    pub(crate) fn refuse(self) {
         self.link.lock().abort(self.id, Code::RefusedStream);
     }
 
@@ -222,7 +222,7 @@ impl Http2Stream {
 
     /// Whether the client has reset the stream, where nothing is read that would tell. Otherwise `cx` is woken when it
     /// does.
-    pub fn is_given_up(&mut self, cx: &mut Context<'_>) -> bool {
+    pub(crate) fn is_given_up(&mut self, cx: &mut Context<'_>) -> bool {
         matches!(self.poll_reset(cx), Poll::Ready(Err(_)))
     }
 

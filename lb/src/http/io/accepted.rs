@@ -8,7 +8,7 @@ use std::task::{Context, Poll, ready};
 use pingora::protocols::Stream;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-pub struct Accepted {
+pub(crate) struct Accepted {
     stream: Stream,
     is_tls: bool,
     /// A byte that was read ahead, to see whether the client is still connected.
@@ -18,18 +18,18 @@ pub struct Accepted {
 }
 
 impl Accepted {
-    pub fn new(stream: Stream) -> Self {
+    pub(crate) fn new(stream: Stream) -> Self {
         let is_tls = stream.get_ssl_digest().is_some();
         Self { stream, is_tls, ahead: None, is_ended: false }
     }
 
-    pub fn is_tls(&self) -> bool {
+    pub(crate) fn is_tls(&self) -> bool {
         self.is_tls
     }
 
     /// Whether the client has reset the connection, or closed its side though at least `missing` bytes are still to
     /// come. Otherwise `cx` is woken when that may have changed, but not while an unread byte hides what follows it.
-    pub fn has_disconnected(&mut self, cx: &mut Context<'_>, missing: u64) -> bool {
+    pub(crate) fn has_disconnected(&mut self, cx: &mut Context<'_>, missing: u64) -> bool {
         if !self.is_ended && self.ahead.is_none() {
             let mut byte = [0];
             let mut byte = ReadBuf::new(&mut byte);

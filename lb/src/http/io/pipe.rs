@@ -46,14 +46,14 @@ pub(crate) fn set_observer(observer: Option<Observer>) {
 
 /// One end of a connection. Dropping it closes it.
 #[derive(Debug)]
-pub struct Pipe {
+pub(crate) struct Pipe {
     link: Arc<Link>,
     side: usize,
 }
 
 /// The state shared by both ends, for observers.
 #[derive(Debug)]
-pub struct Link {
+pub(crate) struct Link {
     pub name: String,
     /// The owner of the connection.
     pub tag: usize,
@@ -69,7 +69,7 @@ struct State {
 
 /// How a connection behaves within what TCP allows.
 #[derive(Debug, Clone, Copy)]
-pub struct LinkConditions {
+pub(crate) struct LinkConditions {
     /// The most bytes in flight in one direction.
     pub window: usize,
     /// The most bytes moved by one operation.
@@ -99,7 +99,7 @@ struct Direction {
 
 /// The state of one direction for observers.
 #[derive(Debug, Clone, Copy)]
-pub struct Flow {
+pub(crate) struct Flow {
     pub read: u64,
     pub written: u64,
     pub room: usize,
@@ -110,7 +110,7 @@ pub struct Flow {
 }
 
 impl Flow {
-    pub fn unread(&self) -> u64 {
+    pub(crate) fn unread(&self) -> u64 {
         self.written - self.read
     }
 }
@@ -121,7 +121,7 @@ impl Link {
     }
 
     /// The direction into which `side` writes.
-    pub fn flow(&self, side: usize) -> Flow {
+    pub(crate) fn flow(&self, side: usize) -> Flow {
         let state = self.state();
         let direction = &state.directions[side];
         Flow {
@@ -199,23 +199,23 @@ impl LinkConditions {
 
 impl Pipe {
     /// Both ends of a connection.
-    pub fn pair(name: String, tag: usize, conditions: LinkConditions) -> (Self, Self) {
+    pub(crate) fn pair(name: String, tag: usize, conditions: LinkConditions) -> (Self, Self) {
         let state = State { directions: Default::default(), conditions };
         let link = Arc::new(Link { name, tag, state: Mutex::new(state) });
         (Self { link: Arc::clone(&link), side: 0 }, Self { link, side: 1 })
     }
 
-    pub fn link(&self) -> &Arc<Link> {
+    pub(crate) fn link(&self) -> &Arc<Link> {
         &self.link
     }
 
     /// Reports to the observer that the connection has been chosen for another request. Its bytes may come later.
-    pub fn reuse(&self) {
+    pub(crate) fn reuse(&self) {
         OBSERVER.with_borrow(|observer| observer.iter().for_each(|observer| observer(&self.link)));
     }
 
     /// Reads into `buffer`; 0: the other side has closed.
-    pub fn read(&self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
+    pub(crate) fn read(&self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
         self.read_with(cx, buffer.len(), |bytes| buffer[..bytes.len()].copy_from_slice(bytes))
     }
 
@@ -252,7 +252,7 @@ impl Pipe {
     }
 
     /// Writes some of `bytes` and returns how many.
-    pub fn write(&self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    pub(crate) fn write(&self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let mut state = self.link.state();
         let State { directions, conditions, .. } = &mut *state;
         let [outgoing, incoming] = Self::ends(directions, self.side);
@@ -287,7 +287,7 @@ impl Pipe {
     }
 
     /// Reads without waiting, if the runtime may not know yet that bytes have arrived.
-    pub fn try_read(&self, buffer: &mut [u8]) -> io::Result<usize> {
+    pub(crate) fn try_read(&self, buffer: &mut [u8]) -> io::Result<usize> {
         if random().is_multiple_of(4) {
             return Err(io::ErrorKind::WouldBlock.into());
         }
@@ -298,7 +298,7 @@ impl Pipe {
     }
 
     /// Closes the writing side.
-    pub fn shutdown(&self) {
+    pub(crate) fn shutdown(&self) {
         self.trace(|| "ends".to_owned());
         let mut state = self.link.state();
         let outgoing = &mut state.directions[self.side];
@@ -307,7 +307,7 @@ impl Pipe {
     }
 
     /// Resets the connection. Call it before dropping the connection.
-    pub fn reset(&self) {
+    pub(crate) fn reset(&self) {
         self.trace(|| "resets".to_owned());
         let mut state = self.link.state();
         let [outgoing, incoming] = Self::ends(&mut state.directions, self.side);

@@ -1,7 +1,6 @@
 //! Backends are probed before they get traffic, real traffic counts as well, and what is known about a backend survives
 //! every change of configuration.
 
-use std::process::Command;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -527,19 +526,11 @@ async fn a_pool_with_too_few_usable_backends_panics_and_reports_it() {
 async fn probes_that_lack_file_descriptors_are_logged_once_and_counted() {
     let a = Origin::start("a").await;
     let mut balancer = Balancer::start(Config::of([&a]).app(|pool| pool.quick_probe())).await;
-    let id = balancer.process().id();
-    let limits = std::fs::read_to_string(format!("/proc/{id}/limits")).expect("the limits");
-    let line = limits.lines().find(|line| line.starts_with("Max open files")).expect("a limit on files");
-    let before = line.split_whitespace().nth(3).expect("a soft limit");
-    let limit = |files: &str| {
-        let limit = Command::new("prlimit").args(["--pid", &id.to_string(), &format!("--nofile={files}:")]).status();
-        assert!(limit.expect("prlimit, of util-linux").success());
-    };
-    limit("3");
+    let before = balancer.limit_open_files(3);
     balancer.logs(&["a backend could not be probed pool=app", "error=out-of-resources"]).await;
     // Enough time for several more.
     tokio::time::sleep(Duration::from_millis(500)).await;
-    limit(before);
+    balancer.limit_open_files(before);
     balancer.logs(&["a backend is probed again pool=app"]).await;
     let log = balancer.log();
     assert_eq!(log.matches("could not be probed").count(), 1, "{log}");

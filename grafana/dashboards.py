@@ -192,6 +192,12 @@ OVERVIEW = dashboard(
                   help_text="Each connection takes one, towards clients and towards backends."),
             lines("Changes", "short", ("evenkeel_snapshot_version", "snapshot"), ("sum by (result) (evenkeel_reloads_total)", "reloads: {{result}}"),
                   ("evenkeel_access_log_lost_total", "access log lines lost"), ("evenkeel_log_lost_total", "log lines lost"), width=6, help_text="Snapshots since the start, reloads by result, log lines that could not be written in time."),
+        ], [
+            lines("Clients", "none", ("evenkeel_client_connections", "connected"), ("evenkeel_client_connections_limit", "limit"), width=12,
+                  help_text="Connections of clients. At the limit, idle ones are closed to make room, and others wait to be accepted."),
+            lines("Connections that fail", "cps", (f"sum by (reason) (rate(evenkeel_accept_failures_total[{RATE}]))", "not accepted: {{reason}}"),
+                  (f"sum by (kind) (rate(evenkeel_connections_not_opened_total{{{P}}}[{RATE}]))", "to backends: {{kind}}"), width=12,
+                  help_text="Connections of clients that could not be accepted, and connections to backends that the balancer itself could not open, by what it lacked."),
         ]),
     ],
     [SWITCHES, FIRING], [variable("pool", "Pool", "evenkeel_pool_algorithm")],

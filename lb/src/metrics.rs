@@ -56,6 +56,7 @@ pub struct Metrics {
     tls_handshake_failures: IntCounterVec,
     proxy_protocol_failures: IntCounterVec,
     http2_connection_errors: IntCounterVec,
+    accept_failures: IntCounterVec,
     pub(crate) access_log_lost: IntCounter,
     /// Lines of the log that were lost since nobody took them; [`crate::log::Log::start`] counts them.
     pub log_lost: IntCounter,
@@ -100,6 +101,9 @@ pub(crate) struct StatusCounters {
     counters: IntCounterVec,
     pool: String,
 }
+
+/// Reasons for which connections are not accepted.
+pub(crate) const ACCEPT_FAILURES: [&str; 5] = ["aborted", "memory", "other", "process-fd-limit", "system-fd-limit"];
 
 /// Reasons for failed TLS handshakes.
 pub(crate) const HANDSHAKE_FAILURES: [&str; 10] = [
@@ -314,6 +318,11 @@ impl Metrics {
                 "TLS handshakes with clients that failed, by reason.",
                 &["listener", "reason"],
             ),
+            accept_failures: counters(
+                "evenkeel_accept_failures_total",
+                "Failures to accept a connection of a client or of the admin API, by reason.",
+                &["reason"],
+            ),
             access_log_lost: register(
                 &registry,
                 IntCounter::new(
@@ -418,6 +427,9 @@ impl Metrics {
         for result in ["success", "failure"] {
             metrics.reloads.with_label_values(&[result]);
         }
+        for reason in ACCEPT_FAILURES {
+            metrics.accept_failures.with_label_values(&[reason]);
+        }
         let process = prometheus::process_collector::ProcessCollector::for_self();
         registry.register(Box::new(process)).expect("the names of the process collector are its own");
         metrics
@@ -442,6 +454,11 @@ impl Metrics {
 
     pub(crate) fn proxy_protocol_failed(&self, listener: &str, reason: &str) {
         self.proxy_protocol_failures.with_label_values(&[listener, reason]).inc();
+    }
+
+    /// `reason`: one of [`ACCEPT_FAILURES`].
+    pub(crate) fn accept_failed(&self, reason: &str) {
+        self.accept_failures.with_label_values(&[reason]).inc();
     }
 
     /// Starts these counters at 0.

@@ -340,7 +340,7 @@ async fn connections_are_counted_under_the_current_name_of_the_listener() {
 
 // Each failure, ten a second for each socket, wrote a warning.
 #[tokio::test]
-async fn clients_wait_while_files_are_lacking_and_the_log_says_so_once() {
+async fn clients_wait_while_files_are_lacking_which_is_logged_once_and_counted() {
     let a = Origin::start("a").await;
     let mut balancer = Balancer::start(Config::of([&a]).section("[log]\nlevel = \"debug\"")).await;
     let before = balancer.limit_open_files(3);
@@ -350,7 +350,11 @@ async fn clients_wait_while_files_are_lacking_and_the_log_says_so_once() {
     eventually("accepting fails again", async || balancer.log().matches(again).count() >= 3).await;
     balancer.limit_open_files(before);
     assert_eq!(client.reply().await.status, 200);
+    let metrics = balancer.metrics().await;
+    let failures = |reason| metrics.sum("evenkeel_accept_failures_total", &[("reason", reason)]);
+    assert!(failures("process-fd-limit") >= 3.0, "{metrics:?}");
+    assert_eq!(failures("system-fd-limit") + failures("memory") + failures("other"), 0.0, "{metrics:?}");
     let log = balancer.log();
     assert_eq!(log.matches("WARN a connection could not be accepted").count(), 1, "{log}");
-    balancer.logs(&["failure=\"process-files\"", "raise the limit on open files"]).await;
+    balancer.logs(&["failure=\"process-fd-limit\"", "raise the limit on open files"]).await;
 }

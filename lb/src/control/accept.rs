@@ -16,21 +16,22 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum AcceptFailure {
     /// The process has as many open files as it may have.
-    ProcessFiles,
-    /// The system has.
-    SystemFiles,
+    ProcessFdLimit,
+    /// The system has as many as it may have.
+    SystemFdLimit,
     Memory,
     /// This connection failed before it was accepted (accept(2)). The next one may be accepted at once.
-    Connection,
+    Aborted,
     Other,
 }
 
 impl Control {
-    /// Returns the pause before the next attempt to accept. The first failure of a kind is logged. Further ones, on any
-    /// socket of the process, are counted, and [`Self::catch_up`] logs their number every ten seconds. nginx and
+    /// Counts a failure to accept on any socket of the process. Returns the pause before the next attempt. The first
+    /// failure of a kind is logged; [`Self::catch_up`] logs the number of further ones every ten seconds. nginx and
     /// HAProxy log each of them.
     pub(crate) fn accept_failed(&self, error: &io::Error, now: Instant) -> Duration {
         let failure = AcceptFailure::of(error);
+        self.metrics.accept_failed(failure.word());
         if self.accept_failures.note(failure.word(), now) {
             tracing::warn!(failure = failure.word(), "a connection could not be accepted: {error}{}", failure.fix());
         } else {
@@ -54,8 +55,8 @@ impl Control {
 impl AcceptFailure {
     fn of(error: &io::Error) -> Self {
         match Errno::from_io_error(error) {
-            Some(Errno::MFILE) => Self::ProcessFiles,
-            Some(Errno::NFILE) => Self::SystemFiles,
+            Some(Errno::MFILE) => Self::ProcessFdLimit,
+            Some(Errno::NFILE) => Self::SystemFdLimit,
             Some(Errno::NOBUFS | Errno::NOMEM) => Self::Memory,
             Some(
                 Errno::CONNABORTED
@@ -68,17 +69,17 @@ impl AcceptFailure {
                 | Errno::NONET
                 | Errno::HOSTDOWN
                 | Errno::HOSTUNREACH,
-            ) => Self::Connection,
+            ) => Self::Aborted,
             _ => Self::Other,
         }
     }
 
     fn word(self) -> &'static str {
         match self {
-            Self::ProcessFiles => "process-files",
-            Self::SystemFiles => "system-files",
+            Self::ProcessFdLimit => "process-fd-limit",
+            Self::SystemFdLimit => "system-fd-limit",
             Self::Memory => "memory",
-            Self::Connection => "connection",
+            Self::Aborted => "aborted",
             Self::Other => "other",
         }
     }
@@ -86,37 +87,39 @@ impl AcceptFailure {
     /// The end of the message.
     fn fix(self) -> &'static str {
         match self {
-            Self::ProcessFiles => {
+            Self::ProcessFdLimit => {
                 "; new clients wait: raise the limit on open files (ulimit -n, in systemd LimitNOFILE) and restart, or \
                  lower max_connections"
             }
-            Self::SystemFiles => "; new clients wait: raise the system's limit on open files (sysctl fs.file-max)",
+            Self::SystemFdLimit => "; new clients wait: raise the system's limit on open files (sysctl fs.file-max)",
             Self::Memory => "; new clients wait until the kernel has memory for their connections",
-            Self::Connection | Self::Other => "",
+            Self::Aborted | Self::Other => "",
         }
     }
 
     fn pause(self) -> Duration {
-        if self == Self::Connection { Duration::ZERO } else { ACCEPT_PAUSE }
+        if self == Self::Aborted { Duration::ZERO } else { ACCEPT_PAUSE }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::metrics::ACCEPT_FAILURES;
 
     #[test]
     fn a_lack_of_files_or_memory_pauses_and_a_failed_connection_does_not() {
         for (errno, word, pauses) in [
-            (Errno::MFILE, "process-files", true),
-            (Errno::NFILE, "system-files", true),
+            (Errno::MFILE, "process-fd-limit", true),
+            (Errno::NFILE, "system-fd-limit", true),
             (Errno::NOBUFS, "memory", true),
             (Errno::NOMEM, "memory", true),
             (Errno::INVAL, "other", true),
-            (Errno::CONNABORTED, "connection", false),
-            (Errno::NETUNREACH, "connection", false),
+            (Errno::CONNABORTED, "aborted", false),
+            (Errno::NETUNREACH, "aborted", false),
         ] {
             let failure = AcceptFailure::of(&errno.into());
+            assert!(ACCEPT_FAILURES.contains(&failure.word()), "{errno} is counted");
             assert_eq!((failure.word(), failure.pause() == ACCEPT_PAUSE), (word, pauses), "{errno}");
         }
     }

@@ -355,6 +355,11 @@ impl Control {
         }
     }
 
+    /// Whether clients are accepted at each address, as far as this process accepts them itself.
+    pub(crate) fn is_accepting(&self) -> bool {
+        self.resources.get().and_then(Weak::upgrade).is_none_or(|resources| resources.is_accepting())
+    }
+
     /// The certificates in use.
     pub(crate) fn certificates(&self) -> Vec<ListenerCertificate> {
         self.resources.get().and_then(Weak::upgrade).map_or(Vec::new(), |resources| resources.certificates())

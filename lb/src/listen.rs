@@ -5,17 +5,19 @@
 mod handshake;
 mod proxy;
 pub(crate) mod sockets;
+#[cfg(test)]
+mod tests;
 mod thread;
 
 use std::io;
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, Weak, mpsc};
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 
 use self::handshake::HandshakeStats;
 use self::proxy::ProxyHeaderPolicy;
@@ -117,6 +119,9 @@ pub(crate) struct Problem {
     pub listener: usize,
     pub message: String,
 }
+
+/// Threads that can accept, and wait to be allowed to. After a drop they end.
+pub(crate) struct StartedThreads(Vec<(JoinHandle<bool>, oneshot::Sender<()>)>);
 
 /// The threads that carry traffic.
 pub(crate) struct Threads(Vec<JoinHandle<bool>>);
@@ -341,21 +346,54 @@ impl Listeners {
         open.proxies = proxies;
     }
 
-    /// Starts the threads. Clients that have connected before are served now.
-    pub(crate) fn start(&self) -> io::Result<Threads> {
+    /// Starts the threads, and waits until each can accept on each of its sockets. If one cannot, all of them have ended
+    /// when this returns. The error is a message with the fix.
+    pub(crate) fn start(&self) -> Result<StartedThreads, String> {
+        let mut started = StartedThreads(Vec::with_capacity(self.threads.len()));
+        match self.start_each(&mut started) {
+            Ok(()) => Ok(started),
+            Err(problem) => {
+                started.end();
+                Err(problem)
+            }
+        }
+    }
+
+    fn start_each(&self, started: &mut StartedThreads) -> Result<(), String> {
         let receivers = std::mem::take(&mut self.state().receivers);
-        let max_pipes = self.max_pipes / self.threads.len();
-        let start = |(number, (receiver, state)): (usize, (_, &Arc<ThreadState>))| {
+        let count = self.threads.len();
+        let max_pipes = self.max_pipes / count;
+        let (sender, results) = mpsc::channel();
+        for (number, (receiver, state)) in receivers.into_iter().zip(self.thread_states.iter()).enumerate() {
             let (state, shutdown) = (Arc::clone(state), self.context.shutdown.clone());
             let max_idle = Arc::clone(&self.context.max_idle);
-            Builder::new().name(format!("traffic-{number}")).spawn(move || {
+            let (allow, may_accept) = oneshot::channel();
+            let start = thread::Start { result: sender.clone(), may_accept };
+            let thread = Builder::new().name(format!("traffic-{number}")).spawn(move || {
                 splice::allow(max_pipes);
-                thread::run(receiver, &state, &shutdown, max_idle)
-            })
+                thread::run(receiver, &state, &shutdown, max_idle, start)
+            });
+            started.0.push((thread.map_err(|e| cannot_start(count, &e))?, allow));
+        }
+        drop(sender);
+        for _ in 0..count {
+            match results.recv() {
+                Ok(result) => result.map_err(|e| cannot_start(count, &e))?,
+                Err(_) => return Err("a thread for traffic has ended at its start".to_owned()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether one thread at least accepts at each address. While a reload prepares listeners, this says yes, so that
+    /// nobody waits for the disk.
+    pub(crate) fn is_accepting(&self) -> bool {
+        let state = match self.state.try_lock() {
+            Ok(state) => state,
+            Err(TryLockError::Poisoned(state)) => state.into_inner(),
+            Err(TryLockError::WouldBlock) => return true,
         };
-        let threads =
-            receivers.into_iter().zip(self.thread_states.iter()).enumerate().map(start).collect::<io::Result<_>>()?;
-        Ok(Threads(threads))
+        state.open.iter().all(|open| !open.sockets.is_empty() && open.sockets.iter().all(Group::is_accepting))
     }
 
     /// Loads certificates whose files have changed, for listeners that are due. Returns when the next check is due.
@@ -590,6 +628,11 @@ enum Opened {
 }
 
 impl Group {
+    /// Whether a thread accepts on one of the sockets, or is about to.
+    fn is_accepting(&self) -> bool {
+        self.is_open.strong_count() > 0
+    }
+
     fn is_reachable(&self) -> bool {
         self.file.as_ref().is_none_or(SocketFile::is_there)
     }
@@ -610,6 +653,27 @@ impl State {
     }
 }
 
+impl StartedThreads {
+    /// Lets the threads accept. Clients that have connected before are served now.
+    pub(crate) fn accept(self) -> Threads {
+        let accept = |(thread, allow): (JoinHandle<bool>, oneshot::Sender<()>)| {
+            // An error means that the thread has ended, which its handle tells.
+            let _ = allow.send(());
+            thread
+        };
+        Threads(self.0.into_iter().map(accept).collect())
+    }
+
+    /// Ends the threads, and waits for that.
+    fn end(self) {
+        for (thread, allow) in self.0 {
+            drop(allow);
+            // One that panicked has ended as well.
+            let _ = thread.join();
+        }
+    }
+}
+
 impl Threads {
     /// Waits until the threads have stopped. False: exchanges were cut off.
     pub(crate) fn join(self) -> bool {
@@ -617,6 +681,11 @@ impl Threads {
         let finished: Vec<bool> = self.0.into_iter().map(|thread| thread.join().unwrap_or(false)).collect();
         finished.into_iter().all(|finished| finished)
     }
+}
+
+fn cannot_start(threads: usize, error: &io::Error) -> String {
+    let fix = sockets::fix_of_limit(error).map(|fix| format!("{fix}, or ")).unwrap_or_default();
+    format!("not all of the {threads} threads for traffic can be started ({error}): {fix}lower [server] threads")
 }
 
 /// A message, if the default certificate has changed although no setting says so: clients without SNI, or with a name

@@ -18,6 +18,9 @@ use evenkeel::server::{self, Sockets, Start};
 use signals::Signals;
 use tokio::runtime::Builder;
 
+/// The runtimes panic where they cannot have the files that they need.
+const MIN_OPEN_FILES: usize = 16;
+
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
@@ -57,6 +60,9 @@ fn run(path: &Path) -> anyhow::Result<()> {
         None => {}
     }
     let open_files = raise_open_files_limit();
+    if open_files < MIN_OPEN_FILES {
+        bail!("{open_files} open files are too few to start: raise that limit (ulimit -n, in systemd LimitNOFILE)");
+    }
     // Probes and the admin API have their own thread, so that they stay responsive under any load.
     let management = Builder::new_multi_thread().worker_threads(1).thread_name("management").enable_all().build();
     let management = management.context("the management thread cannot be started")?;

@@ -12,12 +12,14 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc::Receiver;
 use tokio::task::JoinSet;
 
-use self::resources::{RunningResources, cannot_log, connection_limits, max_idle_per_thread, max_pipes};
+use self::resources::{
+    RunningResources, cannot_log, connection_limits, demand_spare_files, max_idle_per_thread, max_pipes,
+};
 use crate::access_log::{AccessLog, AccessLogSpec};
 use crate::admin::{self, Admin};
 use crate::change::Author;
@@ -126,6 +128,8 @@ pub async fn run(start: Start, mut sockets: Sockets, mut commands: Receiver<Comm
         threads,
     });
     control.reload_with(&resources);
+    let started = listeners.start().map_err(anyhow::Error::msg)?;
+    demand_spare_files(&admin_listener, open_files)?;
 
     // They end with this function.
     let mut background = JoinSet::new();
@@ -138,7 +142,7 @@ pub async fn run(start: Start, mut sockets: Sockets, mut commands: Receiver<Comm
 
     // The sockets are listening already; clients that connect now are served.
     shutdown.run();
-    let threads = listeners.start().context("traffic cannot be served")?;
+    let threads = started.accept();
 
     until_stop(&mut commands, &control).await;
     shutdown.close();

@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use tempfile::TempDir;
 use tests::haproxy::Haproxy;
 use tests::openssl::{Authority, Kind, handshake};
-use tests::{Balancer, Config, Origin, Port, Request, Wire, eventually};
+use tests::{Balancer, Config, Origin, Port, Request, Wire, eventually, found_eventually};
 
 const FROM_HERE: &str = "proxy_protocol = { from = [\"127.0.0.1/32\"] }";
 const REQUEST: &str = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
@@ -357,4 +357,38 @@ async fn clients_wait_while_files_are_lacking_which_is_logged_once_and_counted()
     let log = balancer.log();
     assert_eq!(log.matches("WARN a connection could not be accepted").count(), 1, "{log}");
     balancer.logs(&["failure=\"process-fd-limit\"", "raise the limit on open files"]).await;
+}
+
+// With 16 files no thread for traffic could start, and the process said that it was ready.
+#[tokio::test]
+async fn with_any_number_of_files_the_start_is_refused_or_requests_are_served() {
+    let a = Origin::start("a").await;
+    let config = Config::of([&a]).server("threads = 8");
+    let (mut refused, mut served) = (0, 0);
+    for files in [8, 15, 16, 24, 40, 48, 56, 64, 128] {
+        let mut balancer = Balancer::prepare(&config);
+        balancer.most_files = Some(files);
+        balancer.launch();
+        let ended = found_eventually("the start is refused, or the process is ready", async || {
+            if let Some(status) = balancer.process().ended() {
+                return Some(Some(status));
+            }
+            let reply = balancer.try_admin("GET", "/readyz", None).await?;
+            (reply.status == 200).then_some(None)
+        })
+        .await;
+        match ended {
+            Some(status) => {
+                assert_eq!(status.code(), Some(1), "{files} files: {}", balancer.log());
+                let log = balancer.log();
+                assert!(log.contains("error: ") && log.contains("open files"), "{files} files: {log}");
+                refused += 1;
+            }
+            None => {
+                assert_eq!(balancer.get("/").await.origin(), "a", "{files} files");
+                served += 1;
+            }
+        }
+    }
+    assert!(refused >= 2 && served >= 1, "{refused} refused, {served} served");
 }

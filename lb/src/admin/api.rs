@@ -315,6 +315,9 @@ pub(super) async fn readyz(
         Phase::Closing | Phase::Stopping => return (StatusCode::SERVICE_UNAVAILABLE, "stopping\n"),
         Phase::Running => {}
     }
+    if !admin.control.is_accepting() {
+        return (StatusCode::SERVICE_UNAVAILABLE, "not accepting\n");
+    }
     let Some(name) = asked.pool else { return (StatusCode::OK, "ready\n") };
     match admin.control.snapshot().pools.iter().find(|pool| pool.name.as_str() == name) {
         Some(pool) if pool.is_available() => (StatusCode::OK, "ready\n"),

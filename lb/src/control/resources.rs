@@ -18,6 +18,11 @@ pub(crate) trait Resources: Send + Sync {
     /// The certificates in use.
     fn certificates(&self) -> Vec<ListenerCertificate>;
 
+    /// Whether clients are accepted at each address.
+    fn is_accepting(&self) -> bool {
+        true
+    }
+
     /// Reopens the files of the access logs before their next lines, for rotation.
     fn reopen_logs(&self) {}
 }

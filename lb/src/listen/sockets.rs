@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use nix::unistd::getgroups;
 use rustix::fs::{CWD, Mode, OFlags, RenameFlags, open, renameat_with};
+use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, socket_with, sockopt,
 };
@@ -405,11 +406,23 @@ fn duplicates(socket: &Socket, count: usize) -> io::Result<Vec<Socket>> {
 
 /// Why an address cannot be listened on, and how to fix that. `key` is the setting with the address.
 pub(crate) fn cannot_listen(address: &SocketAddress, key: &str, error: &io::Error) -> String {
-    let fix = match address {
-        SocketAddress::Ip(address) => fix_of_port(*address, key, error),
-        SocketAddress::Unix(path) => fix_of_path(path, key, error),
+    let fix = match (fix_of_limit(error), address) {
+        (Some(fix), _) => fix.to_owned(),
+        (None, SocketAddress::Ip(address)) => fix_of_port(*address, key, error),
+        (None, SocketAddress::Unix(path)) => fix_of_path(path, key, error),
     };
     format!("cannot listen on {address} ({error}): {fix}")
+}
+
+/// What to do if the process cannot have another file or thread; `None`: the error says something else.
+pub(crate) fn fix_of_limit(error: &io::Error) -> Option<&'static str> {
+    match Errno::from_io_error(error)? {
+        Errno::MFILE => Some("raise the limit on open files (ulimit -n, in systemd LimitNOFILE)"),
+        Errno::NFILE => Some("raise the system's limit on open files (sysctl fs.file-max)"),
+        Errno::AGAIN => Some("raise the limit on threads (ulimit -u, in systemd TasksMax)"),
+        Errno::NOBUFS | Errno::NOMEM => Some("the machine, or the container, lacks memory"),
+        _ => None,
+    }
 }
 
 fn fix_of_port(address: SocketAddr, key: &str, error: &io::Error) -> String {
@@ -496,6 +509,9 @@ mod tests {
                 "{message}"
             );
         }
+        let message =
+            cannot_listen(&SocketAddress::Ip(([0, 0, 0, 0], 80).into()), "[[listener]] address", &Errno::MFILE.into());
+        assert!(message.ends_with("raise the limit on open files (ulimit -n, in systemd LimitNOFILE)"), "{message}");
     }
 
     #[test]

@@ -9,6 +9,7 @@ use std::net::{SocketAddr, TcpStream as BlockingTcpStream};
 use std::os::unix::net::UnixStream as BlockingUnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
@@ -16,7 +17,7 @@ use rustix::net::getsockname;
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::runtime::Builder;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use tokio::task::{self, JoinSet, LocalSet};
 
 use super::handshake::{self, HandshakeError, HandshakeStats};
@@ -80,6 +81,22 @@ enum Detached {
     Unix(BlockingUnixStream),
 }
 
+/// How a thread and who starts it wait for each other.
+pub(super) struct Start {
+    /// Told once the thread can accept on its sockets, or why it cannot.
+    pub result: Sender<io::Result<()>>,
+    /// Resolves when the thread may accept. If its sender is dropped, the thread ends.
+    pub may_accept: oneshot::Receiver<()>,
+}
+
+/// A socket on which a thread accepts, registered with the thread's runtime.
+struct Registered {
+    socket: AsyncListener,
+    listener: watch::Receiver<Arc<Listener>>,
+    is_open: Arc<()>,
+    shared: Option<SharedSocket>,
+}
+
 /// A listening socket that is registered with the runtime.
 enum AsyncListener {
     Tcp(TcpListener),
@@ -103,34 +120,48 @@ pub(super) fn run(
     state: &ThreadState,
     shutdown: &Shutdown,
     max_idle: Arc<AtomicUsize>,
+    start: Start,
 ) -> bool {
+    let Start { result, may_accept } = start;
     let runtime = match Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(e) => {
-            tracing::error!("a thread for traffic cannot be started: {e}");
+            // An error means that nobody waits any more.
+            let _ = result.send(Err(e));
             return false;
         }
     };
     let clients = LocalSet::new();
     runtime.block_on(clients.run_until(async {
+        let first: io::Result<Vec<_>> =
+            std::iter::from_fn(|| sockets.try_recv().ok()).map(Registered::new).collect();
+        let (first, registered) = match first {
+            Ok(first) => (first, Ok(())),
+            Err(e) => (Vec::new(), Err(e)),
+        };
+        let _ = result.send(registered);
+        if may_accept.await.is_err() {
+            return false;
+        }
         let alive = Arc::new(AtomicUsize::new(0));
         let mut accepting = JoinSet::new();
+        for socket in first {
+            begin(&mut accepting, socket, shutdown, &alive);
+        }
         let sweeping = tokio::spawn(idle::sweep_forever(max_idle));
         let mut stopping = std::pin::pin!(shutdown.stopping());
         loop {
             tokio::select! {
                 biased;
                 _ = &mut stopping => break,
-                Some(socket) = sockets.recv() => {
-                    begin(&mut accepting, socket, shutdown, &alive);
-                }
+                Some(socket) = sockets.recv() => register_and_begin(&mut accepting, socket, shutdown, &alive),
                 Some(_) = accepting.join_next() => {}
             }
         }
         // Clients may wait in the backlogs of sockets that have just arrived.
         sockets.close();
         while let Some(socket) = sockets.recv().await {
-            begin(&mut accepting, socket, shutdown, &alive);
+            register_and_begin(&mut accepting, socket, shutdown, &alive);
         }
         // The tasks have seen the same signal and end by themselves.
         while accepting.join_next().await.is_some() {}
@@ -142,7 +173,21 @@ pub(super) fn run(
     }))
 }
 
-fn begin(tasks: &mut JoinSet<()>, mut accepting: Accepting, shutdown: &Shutdown, alive: &Arc<AtomicUsize>) {
+/// Begins to accept on a socket that has come while the thread runs.
+fn register_and_begin(
+    tasks: &mut JoinSet<()>,
+    accepting: Accepting,
+    shutdown: &Shutdown,
+    alive: &Arc<AtomicUsize>,
+) {
+    match Registered::new(accepting) {
+        Ok(socket) => begin(tasks, socket, shutdown, alive),
+        // If no other thread accepts there either, the process is not ready.
+        Err(e) => tracing::error!("a listening socket cannot be used: {e}"),
+    }
+}
+
+fn begin(tasks: &mut JoinSet<()>, mut accepting: Registered, shutdown: &Shutdown, alive: &Arc<AtomicUsize>) {
     let distributor = accepting.shared.take().map(|SharedSocket { distributor, incoming }| {
         tasks.spawn_local(serve_incoming(incoming, accepting.listener.clone(), shutdown.clone(), Arc::clone(alive)));
         distributor
@@ -170,12 +215,8 @@ async fn finish(state: &ThreadState, alive: &AtomicUsize, shutdown: &Shutdown) -
 }
 
 /// Accepts until the socket is to be closed or the process stops, and finally the clients that are in its backlog then.
-async fn accept(accepting: Accepting, distributor: Option<Distributor>, shutdown: Shutdown, alive: Arc<AtomicUsize>) {
-    let Accepting { socket, listener: mut listeners, is_open, .. } = accepting;
-    let socket = match AsyncListener::new(socket) {
-        Ok(socket) => socket,
-        Err(e) => return tracing::error!("a listening socket cannot be used: {e}"),
-    };
+async fn accept(accepting: Registered, distributor: Option<Distributor>, shutdown: Shutdown, alive: Arc<AtomicUsize>) {
+    let Registered { socket, listener: mut listeners, is_open, .. } = accepting;
     let mut stopping = std::pin::pin!(shutdown.stopping());
     let mut listener = Arc::clone(&listeners.borrow_and_update());
     let mut count = 0_u32;
@@ -294,7 +335,9 @@ impl Distributor {
                     back.0.serve(listener, alive);
                 }
             }
-            Err(e) => tracing::warn!("a connection could not be accepted: {e}"),
+            Err(e) => {
+                listener.engine.accept_failed(&e);
+            }
         }
     }
 }
@@ -303,7 +346,9 @@ impl Accepted {
     fn serve(self, listener: &Arc<Listener>, alive: &Arc<AtomicUsize>) {
         match self.stream.attach() {
             Ok(stream) => spawn(listener, stream, self.peer, self.permits, alive),
-            Err(e) => tracing::warn!("a connection could not be accepted: {e}"),
+            Err(e) => {
+                listener.engine.accept_failed(&e);
+            }
         }
     }
 }
@@ -337,6 +382,13 @@ impl Socket {
             Self::Tcp(tcp) => tcp.accept().map(|(stream, peer)| (Detached::Tcp(stream), PeerAddress::Ip(peer))),
             Self::Unix(unix) => unix.accept().map(|(stream, _)| (Detached::Unix(stream), PeerAddress::Unix)),
         }
+    }
+}
+
+impl Registered {
+    /// Registers the socket with the runtime of this thread.
+    fn new(Accepting { socket, listener, is_open, shared }: Accepting) -> io::Result<Self> {
+        Ok(Self { socket: AsyncListener::new(socket)?, listener, is_open, shared })
     }
 }
 

@@ -1,8 +1,12 @@
 //! The resources of a running balancer outside of the snapshot, and how they follow a reload.
 
+use std::io;
 use std::num::NonZero;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+
+use anyhow::bail;
 
 use crate::access_log::{AccessLog, AccessLogSpec, OpenError};
 use crate::config::advice::Subject;
@@ -10,10 +14,13 @@ use crate::config::{AccessLogFile, Config, ServerConfig};
 use crate::connection_limit::ConnectionLimit;
 use crate::control::resources::{ListenerCertificate, PreparedResources, Resources, Unavailable};
 use crate::listen::Listeners;
-use crate::listen::sockets::Sockets;
+use crate::listen::sockets::{Sockets, fix_of_limit};
 
 /// Files for the admin API, probes, listeners and logs.
 const RESERVED_FILES: usize = 256;
+/// How many files must be left for traffic once the process has started: a client, its backend, a request of the admin
+/// API, a probe, a pipe, and what a reload reads.
+const MIN_SPARE_FILES: usize = 8;
 /// Open files per pipe for large content.
 const PIPE_FILES: usize = 2;
 const MAX_PIPES: usize = 4096;
@@ -90,6 +97,10 @@ impl Resources for RunningResources {
         self.listeners.certificates()
     }
 
+    fn is_accepting(&self) -> bool {
+        self.listeners.is_accepting()
+    }
+
     fn reopen_logs(&self) {
         self.access_log.reopen();
     }
@@ -135,6 +146,18 @@ pub(crate) fn connection_limits(server: &ServerConfig, open_files: usize) -> (Co
     let most_handshakes = (clients / 2).max(1);
     let handshakes = server.max_handshakes.map_or(most_handshakes, |limit| limit.get().min(most_handshakes));
     (ConnectionLimits { clients, backends, handshakes }, warning)
+}
+
+/// Refuses a limit on open files that the process itself exhausts. `file`: any open one, duplicated to find out.
+pub(crate) fn demand_spare_files(file: &impl AsFd, open_files: usize) -> anyhow::Result<()> {
+    let spare: io::Result<Vec<_>> = (0..MIN_SPARE_FILES).map(|_| file.as_fd().try_clone_to_owned()).collect();
+    match spare {
+        Ok(_) => Ok(()),
+        Err(e) => bail!(
+            "{open_files} open files are too few to serve anybody ({e}): {}",
+            fix_of_limit(&e).unwrap_or("raise the limit on them")
+        ),
+    }
 }
 
 pub(crate) fn cannot_log(OpenError { file, is_common, error }: &OpenError) -> String {

@@ -32,7 +32,7 @@ use crate::metrics::Metrics;
 use crate::pool::Plan;
 use crate::site::unreachable;
 use crate::snapshot::{Rings, Snapshot};
-use crate::state::{Persistence, StateFile};
+use crate::state::{OwnedElsewhere, Persistence, StateFile};
 use resources::{Commit, ListenerCertificate, PreparedResources, Resources, Unavailable};
 use retired::Retired;
 
@@ -314,9 +314,9 @@ impl Control {
     }
 
     /// From now on this process, and no other, persists runtime changes. Those that the process before it has made
-    /// since [`Self::new`] are put in force.
-    pub(crate) fn own_state(&self) {
-        if let Some(kept) = self.state.own() {
+    /// since [`Self::new`] are put in force. While another process owns the state file, this fails without an effect.
+    pub(crate) fn own_state(&self) -> Result<(), OwnedElsewhere> {
+        if let Some(kept) = self.state.own()? {
             let author = Author { by: "upgrade", from: None };
             let taken_over = self.take_up(None, |change_state, before| {
                 let (restored, _) = kept.restore(&change_state.file);
@@ -333,11 +333,11 @@ impl Control {
         // At the first start this writes the secret that signs sticky cookies. It also detects early that the file
         // cannot be written.
         self.keep(&self.change_state().file);
+        Ok(())
     }
 
     /// Leaves the state file to the process that replaces this one. Waits until the changes so far are written, for at
     /// most `patience`; later ones are not.
-    #[cfg(any(test, feature = "pingora-proxy"))]
     pub(crate) async fn release_state(&self, patience: Duration) -> Persistence {
         self.state.release(patience).await
     }
@@ -917,13 +917,13 @@ mod tests {
             Control::new(&path, config, Arc::new(Metrics::new()))
         };
         let former = started();
-        former.own_state();
+        former.own_state().expect("nobody else owns it");
         let next = started();
         make(&former, ChangeRequest::Algorithm { pool: None, to: Algorithm::IpHash });
         change_backend(&former, Weight::new(9), None);
         assert_eq!(former.release_state(LIMIT).await, Persistence::Saved);
         assert_eq!(pool(&next).plan().algorithm, Algorithm::Weighted);
-        next.own_state();
+        next.own_state().expect("released");
         assert_eq!(next.drift(), former.drift());
         assert_eq!(pool(&next).plan().algorithm, Algorithm::IpHash);
         assert_eq!(next.changes().len(), 1, "as one change");

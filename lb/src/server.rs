@@ -48,6 +48,9 @@ const LAST_LINES_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the end waits for the last runtime changes to be written.
 pub(crate) const LAST_CHANGES_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// How often the state file is tried while another process owns it.
+pub(crate) const OWN_INTERVAL: Duration = Duration::from_millis(10);
+
 /// What a balancer is started with.
 pub struct Start {
     /// The configuration file, which a reload reads again.
@@ -85,8 +88,7 @@ pub async fn run(start: Start, mut sockets: Sockets, mut commands: Receiver<Comm
     let AdminConfig { token, read_token, .. } = config.admin.clone();
     metrics.expect_refusals(Refusal::all().map(Refusal::reason));
     let control = Arc::new(Control::new(&path, config.clone(), metrics));
-    // Nobody else has the admin API's address.
-    control.own_state();
+    own_state(&control).await?;
     let (limit, warning) = connection_limits(&config.server, open_files);
     let (client_limit, backend_limit) = (ConnectionLimit::new(limit.clients), ConnectionLimit::new(limit.backends));
     let handshake_limit = ConnectionLimit::for_handshakes(limit.handshakes);
@@ -156,15 +158,15 @@ pub async fn run(start: Start, mut sockets: Sockets, mut commands: Receiver<Comm
         Some(false) => tracing::warn!("stopped: the exchanges that were still in flight are cut off"),
         None => tracing::error!("a thread does not stop: what it carries is cut off"),
     }
-    if control.persistence(LAST_CHANGES_TIMEOUT).await == Persistence::Pending {
-        tracing::error!("the disk does not take the state file: the last changes made at run time are lost");
-    }
     let finished = tokio::task::spawn_blocking(move || access_log.finish(LAST_LINES_TIMEOUT));
     if !finished.await.is_ok_and(|has_written_all| has_written_all) {
         tracing::error!("the disk does not take the access log's last lines: they are lost");
     }
-    // The admin API's socket is closed when this returns.
+    // The admin API's socket is closed with this.
     background.shutdown().await;
+    if control.release_state(LAST_CHANGES_TIMEOUT).await == Persistence::Pending {
+        tracing::error!("the disk does not take the state file: the last changes made at run time are lost");
+    }
     Ok(())
 }
 
@@ -216,6 +218,18 @@ pub(crate) async fn first_probes(control: &Control) {
     };
     if tokio::time::timeout(FIRST_PROBES_TIMEOUT, probed).await.is_err() {
         tracing::warn!("not every backend has been probed yet; serving anyway");
+    }
+}
+
+/// Waits a moment for the former owner of the state file, which may still write its last changes.
+async fn own_state(control: &Control) -> anyhow::Result<()> {
+    let began = Instant::now();
+    loop {
+        match control.own_state() {
+            Ok(()) => return Ok(()),
+            Err(_) if began.elapsed() < LAST_CHANGES_TIMEOUT => tokio::time::sleep(OWN_INTERVAL).await,
+            Err(owned) => bail!("{owned}"),
+        }
     }
 }
 

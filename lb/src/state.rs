@@ -1,10 +1,11 @@
 //! Persists runtime changes across restarts. The state file contains the differences between the configuration file and
 //! the configuration in force, each with the file's value at that time: where the file has changed since, the file
 //! wins. A separate thread writes it, so that a hanging disk blocks nothing else. One process at a time owns the file:
-//! the one that has `[admin] address`, through which all runtime changes come.
+//! the one that has locked the file beside it (flock(2)), for as long as its thread writes.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File, OpenOptions};
+use std::fmt::{self, Display, Formatter};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -115,6 +116,22 @@ struct Writing {
     waiting: Mutex<Option<Waiting>>,
 }
 
+/// Another process owns the state file.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct OwnedElsewhere {
+    path: PathBuf,
+}
+
+impl Display for OwnedElsewhere {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "the state file {} belongs to another process: stop that one, or write another [state] file, or persist = false",
+            self.path.display()
+        )
+    }
+}
+
 /// What the thread needs to start.
 #[derive(Debug)]
 struct Waiting {
@@ -166,23 +183,32 @@ impl StateFile {
     }
 
     /// Begins to write what is requested, in a thread that ends when the file is released or closed: this process owns
-    /// the file. Returns the changes in it if its former owner has changed them since it was opened. Only the first
-    /// call has an effect.
-    pub(crate) fn own(&self) -> Option<Edits> {
-        let writing = self.writing.as_ref()?;
-        let Waiting { written, read } = writing.waiting.lock().unwrap_or_else(PoisonError::into_inner).take()?;
+    /// the file. Returns the changes in it if its former owner has changed them since it was opened. Has no effect after
+    /// the first success.
+    pub(crate) fn own(&self) -> Result<Option<Edits>, OwnedElsewhere> {
+        let Some(writing) = &self.writing else { return Ok(None) };
+        let mut waiting = writing.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        if waiting.is_none() {
+            return Ok(None);
+        }
+        let lock = lock(&writing.path)?;
+        let Some(Waiting { written, read }) = waiting.take() else { return Ok(None) };
         // What is wrong with the file was reported when it was opened.
         let now = fs::read(&writing.path).ok().and_then(|bytes| parse(&bytes).ok());
-        writing.start(self.secret.clone(), written);
-        now.map(|(_, edits)| edits).filter(|edits| *edits != read)
+        writing.start(self.secret.clone(), written, lock);
+        Ok(now.map(|(_, edits)| edits).filter(|edits| *edits != read))
     }
 
     /// Leaves the file to another process: later changes are not written. Waits for those requested so far, for at most
-    /// `patience`.
-    #[cfg(any(test, feature = "pingora-proxy"))]
+    /// `patience`. [`Persistence::Pending`]: this process owns the file until they are written.
     pub(crate) async fn release(&self, patience: Duration) -> Persistence {
+        let Some(writing) = &self.writing else { return Persistence::Off };
         self.close();
-        self.persistence(patience).await
+        // It never wrote.
+        drop(writing.waiting.lock().unwrap_or_else(PoisonError::into_inner).take());
+        // An error means that the thread has ended.
+        let has_ended = tokio::time::timeout(patience, writing.written.clone().wait_for(|_| false)).await.is_ok();
+        if has_ended { self.persistence(Duration::ZERO).await } else { Persistence::Pending }
     }
 
     /// Requests that the changes are written, without waiting.
@@ -228,8 +254,8 @@ impl Writing {
         Self { path, wanted: Arc::default(), written, waiting: Mutex::new(waiting) }
     }
 
-    /// Starts the thread that writes. It ends when the file is closed.
-    fn start(&self, secret: Secret, written: watch::Sender<Written>) {
+    /// Starts the thread that writes. It ends when the file is closed, and holds `lock` until then.
+    fn start(&self, secret: Secret, written: watch::Sender<Written>, lock: Option<File>) {
         let (path, wanted) = (self.path.clone(), Arc::clone(&self.wanted));
         let write = move || {
             while let Some((number, edits)) = wanted.next() {
@@ -243,6 +269,9 @@ impl Writing {
                 }
                 written.send_replace(Written { number, is_saved: saved.is_ok() });
             }
+            // Who waits for the thread may rely on it that the file is free.
+            drop(lock);
+            drop(written);
         };
         if let Err(e) = thread::Builder::new().name("state".to_owned()).spawn(write) {
             tracing::warn!("no thread can be started to write the state file: {e}; changes end with this process");
@@ -272,6 +301,22 @@ impl Wanted {
     fn newest(&self) -> MutexGuard<'_, Newest> {
         self.newest.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Locks the file beside the state file; the state file itself is replaced at each write. `None`: there is no lock to be
+/// had, and nobody can tell whether another process uses the file.
+fn lock(path: &Path) -> Result<Option<File>, OwnedElsewhere> {
+    let beside = with_suffix(path, ".lock");
+    // Never removed: who has opened it would lock another file than who creates it again.
+    let opened = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&beside);
+    let locked = match opened.map_err(TryLockError::Error).and_then(|file| file.try_lock().map(|()| file)) {
+        Ok(file) => return Ok(Some(file)),
+        Err(TryLockError::WouldBlock) => return Err(OwnedElsewhere { path: path.to_owned() }),
+        Err(TryLockError::Error(e)) => e,
+    };
+    // Where nothing can be written, the first write tells so.
+    tracing::info!("{} cannot be locked ({locked}): let no other process use this state file", beside.display());
+    Ok(None)
 }
 
 /// Writes the changes to a temporary file and renames that, so that a crash leaves either the old or the new state.
@@ -404,6 +449,10 @@ mod tests {
         config
     }
 
+    fn own(state: &StateFile) -> Option<Edits> {
+        state.own().expect("nobody else owns the file")
+    }
+
     fn addresses(config: &Config) -> Vec<&str> {
         config.pools[0].backends.iter().map(|b| b.address.as_str()).collect()
     }
@@ -452,7 +501,7 @@ mod tests {
         let edits = Edits::between(&file(), &changed());
         state.keep(Edits::default());
         state.keep(edits.clone());
-        assert_eq!(state.own(), None);
+        assert_eq!(own(&state), None);
         assert_eq!(state.persistence(LIMIT).await, Persistence::Saved);
         let (again, read) = StateFile::open(Some(path));
         assert_eq!(read, edits);
@@ -465,19 +514,20 @@ mod tests {
         let path = folder.path().join("evenkeel.state.json");
         let (former, _) = StateFile::open(Some(path.clone()));
         former.keep(Edits::default());
-        former.own();
+        assert_eq!(own(&former), None);
         assert_eq!(former.persistence(LIMIT).await, Persistence::Saved);
         let (next, none) = StateFile::open(Some(path.clone()));
         next.keep(none);
+        assert_eq!(next.own(), Err(OwnedElsewhere { path: path.clone() }));
         let edits = Edits::between(&file(), &changed());
         former.keep(edits.clone());
         assert_eq!(former.release(LIMIT).await, Persistence::Saved);
         former.keep(Edits::default());
-        assert_eq!(next.own(), Some(edits.clone()), "the next one has written nothing so far");
+        assert_eq!(own(&next), Some(edits.clone()), "the next one has written nothing so far");
         next.keep(edits.clone());
         assert_eq!(next.persistence(LIMIT).await, Persistence::Saved);
         assert_eq!(StateFile::open(Some(path)).1, edits, "nor has the former one since");
-        assert_eq!(next.own(), None);
+        assert_eq!(own(&next), None);
     }
 
     #[tokio::test]
@@ -488,7 +538,7 @@ mod tests {
         std::os::unix::fs::symlink(&path, &path).expect("a file system with links");
         let (state, none) = StateFile::open(Some(path.clone()));
         assert_eq!(none, Edits::default());
-        state.own();
+        own(&state);
         state.keep(Edits::between(&file(), &changed()));
         assert_eq!(state.persistence(LIMIT).await, Persistence::Failed);
         assert!(fs::symlink_metadata(&path).expect("still there").is_symlink());
@@ -523,7 +573,7 @@ mod tests {
         let path = folder.path().join("s".repeat(251));
         fs::write(&path, "{").expect("writable");
         let (state, _) = StateFile::open(Some(path.clone()));
-        state.own();
+        own(&state);
         state.keep(Edits::between(&file(), &changed()));
         assert_eq!(state.persistence(LIMIT).await, Persistence::Failed);
         assert_eq!(fs::read(&path).expect("still there"), b"{");

@@ -219,6 +219,25 @@ async fn a_hanging_disk_blocks_neither_probes_nor_the_api() {
     assert_eq!(wishes(&balancer).await, json!(["least-connections", [left.address().to_string(), 3, "active"]]));
 }
 
+// Both wrote it, each without the changes of the other.
+#[tokio::test]
+async fn a_second_process_with_the_same_state_file_is_refused() {
+    let a = Origin::start("a").await;
+    let folder = TempDir::new().expect("a temporary directory");
+    let file = folder.path().join("state.json");
+    let config = Config::of([&a]).section(&format!("[state]\nfile = \"{}\"", file.display()));
+    let mut first = Balancer::start(config.clone()).await;
+    first.switch_algorithm("ip-hash").await;
+    let mut second = Balancer::prepare(&config);
+    second.launch();
+    assert_eq!(second.process().end().await.code(), Some(1), "{}", second.log());
+    let problem = format!("error: the state file {} belongs to another process: stop that one", file.display());
+    second.logs(&[&problem]).await;
+    first.kill().await;
+    second.start_again().await;
+    assert_eq!(second.algorithm().await, "ip-hash", "nothing is lost");
+}
+
 #[tokio::test]
 async fn a_hanging_disk_does_not_block_the_stop() {
     let a = Origin::start("a").await;

@@ -134,6 +134,14 @@ impl Balancer {
         .await;
     }
 
+    /// Writes another address of the admin API into the configuration file, for the next start. Returns the former one,
+    /// which a running process still uses.
+    pub fn move_admin(&mut self, config: &Config) -> Port {
+        let former = std::mem::replace(&mut self.admin, Port::reserve());
+        self.configure(config);
+        former
+    }
+
     /// Replaces the configuration file without notifying the process.
     pub fn configure(&self, config: &Config) {
         self.write(&config.text(self.listener.address(), self.admin.address()));

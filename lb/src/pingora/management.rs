@@ -1,9 +1,10 @@
 //! The tasks of an embedded balancer besides requests: probes, name resolution, ends of ejections, the admin API,
 //! signals.
 //!
-//! In an upgrade (SIGQUIT) two processes serve requests for a while. The admin API's address, and the state file with
-//! it, belong to one of them: the former process finishes the admin API's requests, has the last changes written, and
-//! then closes its socket. The new process, which has been trying to bind the address, then reads those changes.
+//! In an upgrade (SIGQUIT) two processes serve requests for a while. The admin API's address and the state file belong to
+//! one of them: the former process finishes the admin API's requests, has the last changes written, releases the state
+//! file, and closes its socket. The new process, which has been trying to get both, then reads those changes. It serves no
+//! admin API before, also if its address is another one.
 
 use std::io::{self, ErrorKind};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
@@ -47,10 +48,8 @@ const CONNECT_INTERVAL: Duration = Duration::from_millis(2);
 /// Longer than the first probes and the server together may take.
 const START_TIMEOUT: Duration = Duration::from_secs(15);
 const START_INTERVAL: Duration = Duration::from_millis(5);
-/// How often the admin API's address is tried while another process has it.
-const BIND_INTERVAL: Duration = Duration::from_millis(10);
-/// The former process gives it up within a moment, unless it cannot.
-const BIND_TIMEOUT: Duration = Duration::from_secs(60);
+/// The former process gives up the admin API's address and the state file within a moment, unless it cannot.
+const TAKE_OVER_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A service of a Pingora server (`background_service`). Requests wait until it has probed every backend, but five
 /// seconds at most.
@@ -198,30 +197,38 @@ fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     Ok(listener)
 }
 
-/// Serves the admin API, from when its address is free until another process takes over.
+/// Serves the admin API, from when its address and the state file are free until another process takes over.
 async fn administer(Start { listener, mut phases }: Start, admin: Admin) {
     let address = admin.control.snapshot().config.admin.address;
     let mut upgrade = pin!(upgrade(&mut phases));
-    let listener = match listener {
-        Some(listener) => listener,
-        None => tokio::select! {
-            listener = freed(address) => listener,
-            // The next process takes over from the former one.
-            () = &mut upgrade => return,
-        },
+    let control = Arc::clone(&admin.control);
+    let taken_over = async {
+        let listener = match listener {
+            Some(listener) => listener,
+            None => {
+                let cannot_bind = |e| cannot_listen(&address.into(), "[admin] address", &e);
+                freed(&format!("[admin] address {address}"), || bind(address).map_err(cannot_bind)).await
+            }
+        };
+        // Reads no more than a small file, as the start did.
+        freed("the state file", || control.own_state().map_err(|owned| owned.to_string())).await;
+        listener
+    };
+    let listener = tokio::select! {
+        listener = taken_over => listener,
+        // The next process takes over from the former one.
+        () = &mut upgrade => return,
     };
     let listener = match tokio::net::TcpListener::from_std(listener) {
         Ok(listener) => listener,
         Err(e) => return tracing::error!("the admin API cannot be served: {e}"),
     };
-    let control = Arc::clone(&admin.control);
-    // Reads no more than a small file, as the start did.
-    control.own_state();
     tracing::info!(%address, "admin API ready");
     admin::serve(&listener, Arc::new(admin), upgrade).await;
     if control.release_state(server::LAST_CHANGES_TIMEOUT).await == Persistence::Pending {
         tracing::error!(
-            "the disk does not take the state file: the process that takes over lacks the last changes made at run time"
+            "the disk does not take the state file: the process that takes over waits for it, and the last changes made at run \
+             time may be lost"
         );
     }
     // Only now may the other process read that file.
@@ -241,27 +248,29 @@ async fn upgrade(phases: &mut Receiver<ExecutionPhase>) {
     }
 }
 
-/// Binds the admin API's address once the process that this one replaces has given it up.
-async fn freed(address: SocketAddr) -> TcpListener {
-    tracing::warn!(
-        "[admin] address {address} still belongs to the process that this one replaces: requests are served, and the \
-         admin API as soon as the address is free"
-    );
+/// Tries to take `what` until the process that this one replaces has given it up.
+async fn freed<T>(what: &str, mut take: impl FnMut() -> Result<T, String>) -> T {
     let began = Instant::now();
-    let mut is_told = false;
+    let (mut is_warned, mut is_told) = (false, false);
     loop {
-        match bind(address) {
-            Ok(listener) => return listener,
-            Err(e) if began.elapsed() > BIND_TIMEOUT && !is_told => {
+        match take() {
+            Ok(taken) => return taken,
+            Err(_) if !is_warned => {
+                is_warned = true;
+                tracing::warn!(
+                    "{what} still belongs to the process that this one replaces: requests are served, and the admin API as \
+                     soon as it is free"
+                );
+            }
+            Err(problem) if began.elapsed() > TAKE_OVER_TIMEOUT && !is_told => {
                 is_told = true;
                 tracing::error!(
-                    "there is no admin API, and no change at run time is possible: {}; it is still tried",
-                    cannot_listen(&address.into(), "[admin] address", &e)
+                    "there is no admin API, and no change at run time is possible: {problem}; it is still tried"
                 );
             }
             Err(_) => {}
         }
-        tokio::time::sleep(BIND_INTERVAL).await;
+        tokio::time::sleep(server::OWN_INTERVAL).await;
     }
 }
 

@@ -53,6 +53,27 @@ async fn clean_files_get_no_message() {
     }
 }
 
+// Each line of such a file was a problem of its own.
+#[tokio::test]
+async fn check_and_run_say_in_one_line_what_a_file_of_another_program_is() {
+    let directory = TempDir::new().expect("a temporary directory");
+    for (file, text, what) in [
+        ("nginx.conf", "events {}\nhttp {\n  server {\n    listen 80;\n  }\n}\n", "a configuration of nginx"),
+        ("haproxy.cfg", "global\n  daemon\nfrontend web\n  bind *:80\n", "a configuration of HAProxy"),
+        ("Caddyfile", "example.com {\n  reverse_proxy 10.0.0.1:80\n}\n", "a Caddyfile"),
+        ("evenkeel.yaml", "listener:\n  - address: 0.0.0.0:80\npool:\n  - name: app\n", "YAML"),
+        ("evenkeel.json", "{\n  \"listener\": [{ \"address\": \"0.0.0.0:80\" }]\n}\n", "JSON"),
+    ] {
+        std::fs::write(directory.path().join(file), text).expect("a writable directory");
+        let problem = format!("{file}:1:1: this looks like {what}, but Evenkeel reads TOML: ");
+        let check = evenkeel_in(directory.path(), ["check", file]).await;
+        assert!(!check.status.success() && check.stderr.starts_with(&problem), "{check:?}");
+        assert_eq!(check.stderr.lines().count(), 1, "{check:?}");
+        let run = evenkeel_in(directory.path(), ["run", "--config", file]).await;
+        assert!(!run.status.success() && run.stderr.contains(&problem), "{run:?}");
+    }
+}
+
 #[tokio::test]
 async fn check_names_files_that_the_user_cannot_read() {
     let directory = TempDir::new().expect("a temporary directory");

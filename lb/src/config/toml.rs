@@ -3,6 +3,7 @@
 
 mod environment;
 mod files;
+mod foreign;
 mod listener;
 mod pool;
 mod reader;

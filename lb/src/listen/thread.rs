@@ -133,8 +133,7 @@ pub(super) fn run(
     };
     let clients = LocalSet::new();
     runtime.block_on(clients.run_until(async {
-        let first: io::Result<Vec<_>> =
-            std::iter::from_fn(|| sockets.try_recv().ok()).map(Registered::new).collect();
+        let first: io::Result<Vec<_>> = std::iter::from_fn(|| sockets.try_recv().ok()).map(Registered::new).collect();
         let (first, registered) = match first {
             Ok(first) => (first, Ok(())),
             Err(e) => (Vec::new(), Err(e)),
@@ -174,12 +173,7 @@ pub(super) fn run(
 }
 
 /// Begins to accept on a socket that has come while the thread runs.
-fn register_and_begin(
-    tasks: &mut JoinSet<()>,
-    accepting: Accepting,
-    shutdown: &Shutdown,
-    alive: &Arc<AtomicUsize>,
-) {
+fn register_and_begin(tasks: &mut JoinSet<()>, accepting: Accepting, shutdown: &Shutdown, alive: &Arc<AtomicUsize>) {
     match Registered::new(accepting) {
         Ok(socket) => begin(tasks, socket, shutdown, alive),
         // If no other thread accepts there either, the process is not ready.

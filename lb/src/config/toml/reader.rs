@@ -1,5 +1,6 @@
 //! Walks a parsed file and records problems instead of stopping at the first one.
 
+use std::borrow::Cow;
 use std::cell::RefCell;
 use std::path::Path;
 use std::sync::Arc;
@@ -14,7 +15,7 @@ use super::sources::{Parsed, Sources};
 use super::template::Template;
 use super::values::{self, Read};
 use super::words::{elsewhere, in_section};
-use super::{DEFAULT, Position, Problem, UNFINISHED};
+use super::{DEFAULT, Position, Problem, UNFINISHED, foreign};
 use crate::config::site::SourceLocation;
 use crate::config::transport;
 use crate::value::pattern::Pattern;
@@ -23,6 +24,9 @@ const EXAMPLE_OF_VALUES: &str = "{ from = \"$cookie_tier\", cases = { gold = \"f
 
 /// Messages show at most this much of a value.
 const MAX_SHOWN_CHARS: usize = 48;
+
+/// Messages name at most this many keys of a file.
+const MAX_SHOWN_KEYS: usize = 4;
 
 pub(super) struct Reader<'t> {
     /// The system's CAs, once they have been read.
@@ -170,6 +174,13 @@ impl<'t> Section<'t> {
         example.filter(|example| !example.contains('\n')).unwrap_or("…")
     }
 
+    /// The keys that it takes, sorted.
+    fn valid_keys(&self) -> Vec<&'t str> {
+        let mut valid: Vec<&str> = self.template.into_iter().flat_map(Template::keys).collect();
+        valid.sort_unstable();
+        valid
+    }
+
     fn default(&self, key: &str) -> Option<&'t Spanned<DeValue<'t>>> {
         self.template.and_then(|template| template.child(key)).filter(|child| child.is_default)?.value
     }
@@ -186,13 +197,22 @@ impl<'t> Reader<'t> {
         let patterns = HashMap::default();
         let mut reader =
             Self { system_roots: None, sources, template, replaced, broken, problems: Vec::new(), patterns };
-        for (source, (_, errors)) in sources.iter().zip(parsed) {
-            errors.iter().for_each(|error| reader.syntax_error(source.start, error));
+        for (index, (source, (_, errors))) in sources.iter().zip(parsed).enumerate() {
+            match foreign::recognised(&source.text).filter(|_| !errors.is_empty()) {
+                Some((offset, message)) => reader.only_problem(index, source.start + offset, message),
+                None => errors.iter().for_each(|error| reader.syntax_error(source.start, error)),
+            }
         }
         for (offset, message) in &replaced.problems {
             reader.problem(*offset, message);
         }
         reader
+    }
+
+    /// Reports a problem with a whole file, in place of all others in it.
+    fn only_problem(&mut self, index: usize, offset: usize, message: String) {
+        self.problems.push((Some(offset), message));
+        self.broken[index].from = Some(1);
     }
 
     pub(super) fn into_problems(self) -> Vec<Problem> {
@@ -229,7 +249,7 @@ impl<'t> Reader<'t> {
     }
 
     pub(super) fn problem(&mut self, offset: usize, message: impl Into<String>) {
-        let SyntaxErrors { from, lines } = &self.broken[self.sources.index(offset)];
+        let SyntaxErrors { from, lines } = self.broken_at(offset);
         let line = self.position(offset).line;
         // The replacement of an environment variable that is not set is unknown.
         let is_unset = self.replaced.problems.iter().any(|(unset, _)| *unset == offset);
@@ -256,7 +276,7 @@ impl<'t> Reader<'t> {
     /// The files, each as a section.
     pub(super) fn roots(&mut self, parsed: &'t [Parsed<'t>]) -> Vec<Section<'t>> {
         let mut roots = Vec::new();
-        for (source, (table, _)) in self.sources.iter().zip(parsed) {
+        for (index, (source, (table, _))) in self.sources.iter().zip(parsed).enumerate() {
             let root = Section {
                 path: String::new(),
                 offset: source.start,
@@ -264,7 +284,10 @@ impl<'t> Reader<'t> {
                 table: Some(table.get_ref()),
                 template: Some(self.template),
             };
-            self.check_keys(&root);
+            match self.of_another_program(&root) {
+                Some((offset, message)) => self.only_problem(index, offset, message),
+                None => self.check_keys(&root),
+            }
             roots.push(root);
         }
         roots
@@ -396,7 +419,7 @@ impl<'t> Reader<'t> {
             return None;
         };
         let entry = |(key, value): (&'t Spanned<_>, &'t Spanned<DeValue<'t>>)| {
-            let name: &'t std::borrow::Cow<'t, str> = key.get_ref();
+            let name: &'t Cow<'t, str> = key.get_ref();
             Entry { name: name.as_ref(), key_offset: section.start + key.span().start, value }
         };
         let mut entries: Vec<_> = table.iter().map(entry).collect();
@@ -567,10 +590,54 @@ impl<'t> Reader<'t> {
         self.absent(Some(section.offset), message);
     }
 
+    /// The problem with a file none of whose keys is known, or resembles one. Its offset is that of the first key.
+    fn of_another_program(&self, root: &Section<'t>) -> Option<(usize, String)> {
+        let valid = root.valid_keys();
+        let key = |key: &'t Spanned<Cow<'t, str>>| (root.start + key.span().start, key.get_ref().as_ref());
+        let mut keys: Vec<(usize, &str)> = root.table?.keys().map(key).collect();
+        keys.sort_unstable();
+        let is_foreign =
+            |key: &str| !valid.contains(&key) && !UNFINISHED.contains(&key) && self.fix_of_key(root, key).is_empty();
+        // A single key is more likely misspelt.
+        if keys.len() < 2 || !keys.iter().all(|(_, key)| is_foreign(key)) || self.broken_at(root.start).from.is_some() {
+            return None;
+        }
+        let shown: Vec<_> = keys.iter().take(MAX_SHOWN_KEYS).map(|(_, key)| shortened(key)).collect();
+        let message = format!(
+            "no key of this file is a setting of Evenkeel ({}{}): the file takes {}; `evenkeel config --default` prints every setting",
+            shown.join(", "),
+            if keys.len() > MAX_SHOWN_KEYS { ", …" } else { "" },
+            valid.join(", ")
+        );
+        Some((keys.first()?.0, message))
+    }
+
+    fn broken_at(&self, offset: usize) -> &SyntaxErrors {
+        &self.broken[self.sources.index(offset)]
+    }
+
+    /// What to write in place of an unknown key; empty: nothing is known of it.
+    fn fix_of_key(&self, section: &Section<'t>, name: &str) -> String {
+        let fix = in_section(&section.path, name)
+            .or_else(|| elsewhere(name))
+            .unwrap_or_else(|| did_you_mean(name, &section.valid_keys()));
+        if !fix.is_empty() {
+            return fix;
+        }
+        if section.path.ends_with("_headers")
+            && let Some(value) = section.written(name).filter(|value| value.get_ref().is_str())
+        {
+            return format!("write set = {{ {name} = {} }} for a field; ", self.shown(section, value));
+        }
+        match self.homes(name).as_slice() {
+            [home] => format!("it belongs in {}; ", heading(home)),
+            _ => String::new(),
+        }
+    }
+
     /// Refuses unknown keys, and those that are not implemented yet.
     fn check_keys(&mut self, section: &Section<'t>) {
-        let mut valid: Vec<&str> = section.template.into_iter().flat_map(Template::keys).collect();
-        valid.sort_unstable();
+        let valid = section.valid_keys();
         for key in section.table.into_iter().flat_map(|table| table.keys()) {
             let (name, offset) = (key.get_ref().as_ref(), section.start + key.span().start);
             let full = section.name_of(&shortened(name));
@@ -582,20 +649,7 @@ impl<'t> Reader<'t> {
                 self.problem(offset, format!("{full} is not implemented yet in this version of Evenkeel: remove it"));
                 continue;
             }
-            let mut fix = in_section(&section.path, name)
-                .or_else(|| elsewhere(name))
-                .unwrap_or_else(|| did_you_mean(name, &valid));
-            if fix.is_empty()
-                && section.path.ends_with("_headers")
-                && let Some(value) = section.written(name).filter(|value| value.get_ref().is_str())
-            {
-                fix = format!("write set = {{ {name} = {} }} for a field; ", self.shown(section, value));
-            }
-            if fix.is_empty()
-                && let [home] = self.homes(name).as_slice()
-            {
-                fix = format!("it belongs in {}; ", heading(home));
-            }
+            let fix = self.fix_of_key(section, name);
             let message =
                 format!("{full} is not a setting: {fix}{} takes {}", heading(&section.path), valid.join(", "));
             self.problem(offset, message);

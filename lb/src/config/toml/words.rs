@@ -1,4 +1,4 @@
-//! Words of nginx and HAProxy that a configuration may be written with by mistake, and what to write in their place.
+//! Words of nginx, HAProxy and other balancers that a configuration may be written with by mistake, and what to write in their place.
 
 use super::reader::heading;
 
@@ -246,7 +246,18 @@ pub(super) const VALUES_INSTEAD: &[(&str, &str)] = &[
 
 /// Words that mean something else in one section than elsewhere: the section, the word, and what to write there.
 pub(super) const WORDS_OF_SECTIONS: &[(&str, &str, &str)] = &[
+    ("", "backend", "[[pool]] with backends"),
+    ("", "bind", "[[listener]] with address"),
+    ("", "cluster", "[[pool]]"),
+    ("", "clusters", "[[pool]]"),
+    ("", "entryPoints", "[[listener]]"),
+    ("", "frontend", "[[listener]], and [[route]] or [[site]]"),
+    ("", "global", "[server]"),
+    ("", "logging", "[log] and [access_log]"),
+    ("", "servers", "[[pool]] with backends"),
     ("", "tls", "[listener.tls] for clients, or [pool.tls] for backends"),
+    ("", "upstreams", "[[pool]]"),
+    ("", "virtual_host", "[[site]]"),
     ("listener", "ssl", "[listener.tls] with certificate and key"),
     ("listener", "ssl_certificate", "certificate in [listener.tls]"),
     ("listener.tls", "certificate_key", "key"),

@@ -144,3 +144,33 @@ fn variables_of_nginx_suggest_the_variable_here() {
         assert_problem(&minimal_but("[[route]]\npool = \"app\"\n", &site), &message);
     }
 }
+
+#[test]
+fn a_file_of_another_program_gets_one_problem() {
+    let sections = "access_log, admin, include, listener, log, metrics, pool, route, server, site, state, values";
+    for (marked, message) in [
+        (
+            "# of the distribution\n\n§server {\n  listen 80;\n  root /srv;\n}\n".to_owned(),
+            "this looks like a configuration of nginx, but Evenkeel reads TOML: docs/sites.md#from-nginx has what to write for each directive".to_owned(),
+        ),
+        (
+            "§[package]\nname = \"app\"\n[dependencies]\ntokio = \"1\"\n".replacen("§[", "[§", 1),
+            format!(
+                "no key of this file is a setting of Evenkeel (package, dependencies): the file takes {sections}; `evenkeel config --default` prints every setting"
+            ),
+        ),
+    ] {
+        assert_problem(&marked, &message);
+    }
+}
+
+#[test]
+fn an_included_file_of_another_program_is_named() {
+    let folder = folder(&[("sites/app.conf", b"server {\n  listen 80;\n}\n")]);
+    let text = format!("include = [\"sites/*.conf\"]\n{}", minimal_with("log", "level = \"loud\""));
+    let found = read(&text, &folder.path().join("evenkeel.toml")).expect_err("it is not TOML");
+    let [typo, foreign] = found.as_slice() else { panic!("{found:?}") };
+    assert_eq!(typo.file, None, "problems of other files are reported as well");
+    assert_eq!(foreign.file.as_deref(), Some(&*folder.path().join("sites/app.conf")));
+    assert!(foreign.message.starts_with("this looks like a configuration of nginx"), "{foreign}");
+}

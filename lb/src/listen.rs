@@ -346,8 +346,8 @@ impl Listeners {
         open.proxies = proxies;
     }
 
-    /// Starts the threads, and waits until each can accept on each of its sockets. If one cannot, all of them have ended
-    /// when this returns. The error is a message with the fix.
+    /// Starts the threads, and waits until each can accept on each of its sockets. If one cannot, all of them have
+    /// ended when this returns. The error is a message with the fix.
     pub(crate) fn start(&self) -> Result<StartedThreads, String> {
         let mut started = StartedThreads(Vec::with_capacity(self.threads.len()));
         match self.start_each(&mut started) {

@@ -183,8 +183,8 @@ impl StateFile {
     }
 
     /// Begins to write what is requested, in a thread that ends when the file is released or closed: this process owns
-    /// the file. Returns the changes in it if its former owner has changed them since it was opened. Has no effect after
-    /// the first success.
+    /// the file. Returns the changes in it if its former owner has changed them since it was opened. Has no effect
+    /// after the first success.
     pub(crate) fn own(&self) -> Result<Option<Edits>, OwnedElsewhere> {
         let Some(writing) = &self.writing else { return Ok(None) };
         let mut waiting = writing.waiting.lock().unwrap_or_else(PoisonError::into_inner);
@@ -303,8 +303,8 @@ impl Wanted {
     }
 }
 
-/// Locks the file beside the state file; the state file itself is replaced at each write. `None`: there is no lock to be
-/// had, and nobody can tell whether another process uses the file.
+/// Locks the file beside the state file; the state file itself is replaced at each write. `None`: there is no lock to
+/// be had, and nobody can tell whether another process uses the file.
 fn lock(path: &Path) -> Result<Option<File>, OwnedElsewhere> {
     let beside = with_suffix(path, ".lock");
     // Never removed: who has opened it would lock another file than who creates it again.

@@ -1,10 +1,10 @@
 //! The tasks of an embedded balancer besides requests: probes, name resolution, ends of ejections, the admin API,
 //! signals.
 //!
-//! In an upgrade (SIGQUIT) two processes serve requests for a while. The admin API's address and the state file belong to
-//! one of them: the former process finishes the admin API's requests, has the last changes written, releases the state
-//! file, and closes its socket. The new process, which has been trying to get both, then reads those changes. It serves no
-//! admin API before, also if its address is another one.
+//! In an upgrade (SIGQUIT) two processes serve requests for a while. The admin API's address and the state file belong
+//! to one of them: the former process finishes the admin API's requests, has the last changes written, releases the
+//! state file, and closes its socket. The new process, which has been trying to get both, then reads those changes. It
+//! serves no admin API before, also if its address is another one.
 
 use std::io::{self, ErrorKind};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};

@@ -105,8 +105,8 @@ impl Language {
     }
 }
 
-/// Lines with content, trimmed, with their offsets. Comments are left out; all of these languages but JSON begin them in
-/// the same way.
+/// Lines with content, trimmed, with their offsets. Comments are left out; all of these languages but JSON begin them
+/// in the same way.
 fn lines(text: &str) -> impl Iterator<Item = (usize, &str)> {
     let mut start = 0;
     text.split_inclusive('\n').filter_map(move |line| {
@@ -117,7 +117,7 @@ fn lines(text: &str) -> impl Iterator<Item = (usize, &str)> {
     })
 }
 
-/// Whether the file has a heading of TOML, or its lines are mostly assignments, and somebody has slipped in one of them.
+/// Whether the file has a heading of TOML, or its lines are mostly assignments: then the first line is a slip.
 fn is_meant_as_toml(text: &str) -> bool {
     let (mut count, mut assignments) = (0, 0);
     for (_, line) in lines(text) {

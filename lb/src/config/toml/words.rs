@@ -1,4 +1,5 @@
-//! Words of nginx, HAProxy and other balancers that a configuration may be written with by mistake, and what to write in their place.
+//! Words of nginx, HAProxy and other balancers that a configuration may be written with by mistake, and what to write
+//! in their place.
 
 use super::reader::heading;
 

@@ -1,7 +1,9 @@
 //! Character classes and scans over them.
 //!
-//! Every byte of a head is read once, by one of these scans. They are table look-ups, operations on eight-byte words,
-//! and short loops that the compiler vectorises: the runs in a head are short, so safe code is fast enough.
+//! Every byte of a head is read once, by one of these scans. They are table look-ups and comparisons of sixteen bytes at
+//! a time.
+
+use wide::u8x16;
 
 /// `tchar` of RFC 9110 §5.6.2: methods, field names, connection options.
 pub(crate) const TOKEN: u8 = 1;
@@ -103,77 +105,61 @@ pub(crate) fn run_holding(bytes: &[u8], class: u8) -> (usize, u8) {
     (bytes.len(), held)
 }
 
-/// Whether every byte is [`TEXT`]. Checks sixteen bytes at a time; the last block overlaps the one before it.
+/// Whether every byte is [`TEXT`].
 #[inline]
 pub(crate) fn is_text(bytes: &[u8]) -> bool {
-    let Some(last) = bytes.len().checked_sub(16) else {
-        return match (bytes.first_chunk::<8>(), bytes.last_chunk::<8>()) {
-            (Some(first), Some(last)) => is_text_block(first) & is_text_block(last),
-            _ => bytes.iter().all(|&byte| is(byte, TEXT)),
-        };
-    };
-    let mut at = 0;
-    while let Some(block) = bytes.get(at..).and_then(<[u8]>::first_chunk::<16>) {
-        if !is_text_block(block) {
-            return false;
-        }
-        if at == last {
-            break;
-        }
-        at = last.min(at + 16);
-    }
-    true
-}
-
-/// Whether every byte of a block is [`TEXT`]. Without branches, so that it compiles to one vector comparison.
-#[inline(always)]
-fn is_text_block<const BYTES: usize>(block: &[u8; BYTES]) -> bool {
-    let mut stops = false;
-    for &byte in block {
-        let is_text = (byte == b'\t') | ((byte >= b' ') & (byte != 0x7f));
-        stops |= !is_text;
-    }
-    !stops
+    text_run(bytes) == bytes.len()
 }
 
 /// The length of the leading run of [`TEXT`].
 #[inline]
 pub(crate) fn text_run(bytes: &[u8]) -> usize {
-    let blocks = bytes.as_chunks::<16>().0;
-    let sound = blocks.iter().take_while(|block| is_text_block(block)).count() * 16;
-    sound + short_text_run(bytes.get(sound..).unwrap_or_default())
-}
-
-/// As [`text_run`], eight bytes at a time.
-#[inline]
-fn short_text_run(bytes: &[u8]) -> usize {
-    let (words, tail) = bytes.as_chunks::<8>();
-    for (at, word) in words.iter().enumerate() {
-        let controls = controls(u64::from_le_bytes(*word));
-        if controls != 0 {
-            let first = controls.trailing_zeros() as usize / 8;
-            if word[first] != b'\t' {
-                return at * 8 + first;
-            }
-            if let Some(stop) = word.iter().position(|&byte| !is(byte, TEXT)) {
-                return at * 8 + stop;
-            }
+    let (blocks, tail) = bytes.as_chunks::<16>();
+    for (number, block) in blocks.iter().enumerate() {
+        let stops = stops(block);
+        if stops != 0 {
+            return number * 16 + stops.trailing_zeros() as usize;
         }
     }
-    let rest = tail.iter().position(|&byte| !is(byte, TEXT));
-    words.len() * 8 + rest.unwrap_or(tail.len())
+    let sound = blocks.len() * 16;
+    match bytes.last_chunk() {
+        // The last block overlaps the one before it, which is sound.
+        Some(last) => bytes.len().min(bytes.len() - 16 + stops(last).trailing_zeros() as usize),
+        None => sound + tail.iter().position(|&byte| !is(byte, TEXT)).unwrap_or(tail.len()),
+    }
 }
 
-/// Bytes of `word` below 0x20 or equal to 0x7f, tabs included, as set high bits. Only the lowest set bit is certain:
-/// the subtractions borrow from the bytes above a hit.
+/// The offset of the first colon, if it is among the first 32 bytes, as many have arrived, and only [`TEXT`] precedes
+/// it.
 #[inline]
-fn controls(word: u64) -> u64 {
-    const ONES: u64 = 0x0101_0101_0101_0101;
-    const HIGH: u64 = ONES << 7;
-    let below_space = word.wrapping_sub(ONES * 0x20) & !word;
-    let delete = word ^ (ONES * 0x7f);
-    let is_delete = delete.wrapping_sub(ONES) & !delete;
-    (below_space | is_delete) & HIGH
+pub(crate) fn near_colon(bytes: &[u8]) -> Option<usize> {
+    let blocks = bytes.first_chunk::<32>()?.as_chunks::<16>().0;
+    for (number, block) in blocks.iter().enumerate() {
+        let (colon, stop) = (colons(block).trailing_zeros(), stops(block).trailing_zeros());
+        if colon < stop {
+            return Some(number * 16 + colon as usize);
+        }
+        if stop < u32::BITS {
+            return None;
+        }
+    }
+    None
+}
+
+/// The bytes that are not [`TEXT`]: a bit for each, the lowest for the first.
+#[inline(always)]
+fn stops(block: &[u8; 16]) -> u32 {
+    let bytes = u8x16::new(*block);
+    let is_control = bytes.min(u8x16::splat(0x1f)).simd_eq(bytes);
+    let is_tab = bytes.simd_eq(u8x16::splat(b'\t'));
+    let is_delete = bytes.simd_eq(u8x16::splat(0x7f));
+    ((is_control & !is_tab) | is_delete).to_bitmask()
+}
+
+/// The bytes that are colons: a bit for each, the lowest for the first.
+#[inline(always)]
+fn colons(block: &[u8; 16]) -> u32 {
+    u8x16::new(*block).simd_eq(u8x16::splat(b':')).to_bitmask()
 }
 
 /// Whether two tokens are equal, ignoring case. Only for tokens: in other bytes, bit 5 does not only mean case.
@@ -265,6 +251,24 @@ mod tests {
                     let expected = if stop == 0 { length } else { expected };
                     assert_eq!(text_run(&bytes), expected, "{byte:#x} at {stop} of {length} after a tab");
                     assert_eq!(is_text(&bytes), expected == length, "{byte:#x} at {stop} of {length} after a tab");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_near_colon_is_the_first_of_thirty_two_bytes_after_text() {
+        for length in 0..40 {
+            let mut bytes = vec![b';'; length];
+            assert_eq!(near_colon(&bytes), None);
+            for at in (0..length).rev() {
+                bytes[at] = b':';
+                let expected = (length >= 32 && at < 32).then_some(at);
+                assert_eq!(near_colon(&bytes), expected, "{at} of {length}");
+                for before in 0..at {
+                    bytes[before] = b'\r';
+                    assert_eq!(near_colon(&bytes), None, "{at} of {length} after a control byte at {before}");
+                    bytes[before] = b';';
                 }
             }
         }

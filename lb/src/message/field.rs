@@ -285,22 +285,29 @@ pub(crate) fn line<const FROM_SERVER: bool>(buf: &[u8], at: usize) -> Result<Lin
     let Some(rest) = buf.get(at..).filter(|rest| !rest.is_empty()) else {
         return Ok(Line::Unfinished);
     };
-    let (name_len, shared) = ascii::run_sharing(rest, TOKEN);
-    let Some(&stop) = rest.get(name_len) else {
-        return Ok(Line::Unfinished);
+    // Most names are known, and those need no look at each byte.
+    let (name_len, colon, known, is_ambiguous) = match known_name(rest) {
+        Some((len, name)) => (len, len, name, false),
+        None => {
+            let (name_len, shared) = ascii::run_sharing(rest, TOKEN);
+            let Some(&stop) = rest.get(name_len) else {
+                return Ok(Line::Unfinished);
+            };
+            let mut colon = name_len;
+            if stop != b':' {
+                if name_len == 0 && stop == b'\r' {
+                    return empty_line(rest, at);
+                }
+                match skip_blanks::<FROM_SERVER>(rest, name_len)? {
+                    Some(found) => colon = found,
+                    None => return Ok(Line::Unfinished),
+                }
+            } else if name_len == 0 {
+                return Err(BadField::EmptyName);
+            }
+            (name_len, colon, Name::of(rest.get(..name_len).unwrap_or_default()), shared & PLAIN == 0)
+        }
     };
-    let mut colon = name_len;
-    if stop != b':' {
-        if name_len == 0 && stop == b'\r' {
-            return empty_line(rest, at);
-        }
-        match skip_blanks::<FROM_SERVER>(rest, name_len)? {
-            Some(found) => colon = found,
-            None => return Ok(Line::Unfinished),
-        }
-    } else if name_len == 0 {
-        return Err(BadField::EmptyName);
-    }
     let mut value = colon + 1;
     while let Some(b' ' | b'\t') = rest.get(value) {
         value += 1;
@@ -319,14 +326,22 @@ pub(crate) fn line<const FROM_SERVER: bool>(buf: &[u8], at: usize) -> Result<Lin
         value_end -= 1;
     }
     let canonical = value == name_len + 2 && rest.get(name_len + 1) == Some(&b' ') && value_end == end;
-    let ambiguous = shared & PLAIN == 0;
     let field = Field {
         name: Span::new(at, at + name_len),
         value: Span::new(at + value, at + value_end),
-        known: Name::of(rest.get(..name_len).unwrap_or_default()),
-        flags: if canonical { CANONICAL } else { 0 } | if ambiguous { AMBIGUOUS } else { 0 },
+        known,
+        flags: if canonical { CANONICAL } else { 0 } | if is_ambiguous { AMBIGUOUS } else { 0 },
     };
     Ok(Line::Field(field, at + end + 2))
+}
+
+/// The known name at the start of `rest`, with its length, if a colon follows directly. None of them is ambiguous.
+/// [`Name::of`] is for tokens: of all other bytes, only control bytes could be mistaken for those of a known name.
+#[inline(always)]
+fn known_name(rest: &[u8]) -> Option<(usize, Name)> {
+    let colon = ascii::near_colon(rest)?;
+    let name = Name::of(rest.get(..colon)?);
+    (name != Name::Other).then_some((colon, name))
 }
 
 fn empty_line(rest: &[u8], at: usize) -> Result<Line, BadField> {
@@ -361,6 +376,7 @@ fn skip_blanks<const FROM_SERVER: bool>(rest: &[u8], at: usize) -> Result<Option
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::message::name;
 
     /// The name and value of the single line in `bytes`.
     fn read(bytes: &[u8]) -> Result<(&[u8], &[u8]), BadField> {
@@ -434,6 +450,40 @@ mod tests {
             let expected =
                 (0..count - 1).filter(|number| ![3, 90].contains(number)).map(|n| n.to_string().into_bytes());
             assert!(values.eq(expected), "{count}");
+        }
+    }
+
+    // A known name is read by its colon, any other byte by byte.
+    #[test]
+    fn a_name_is_read_alike_however_it_is_found() {
+        let padding = "X".repeat(40);
+        for &name in name::ALL {
+            let line_of = |name: &str| format!("{name}: value\r\n");
+            let texts = [name.text().to_owned(), name.text().to_uppercase(), format!("X{}", name.text())];
+            for text in texts.map(|text| line_of(&text)) {
+                let with_more = format!("{text}{padding}");
+                let (Ok(Line::Field(short, end)), Ok(Line::Field(long, same_end))) =
+                    (line::<false>(text.as_bytes(), 0), line::<false>(with_more.as_bytes(), 0))
+                else {
+                    panic!("not a field: {text}")
+                };
+                assert_eq!((short, end), (long, same_end), "{text}");
+            }
+            // In a name that is compared ignoring case, a CR would do for a hyphen.
+            for at in 0..name.text().len() {
+                for byte in 0..=255 {
+                    let mut text = format!("{}: value\r\n{padding}", name.text()).into_bytes();
+                    text[at] = byte;
+                    let read = |text| {
+                        line::<false>(text, 0).map(|line| match line {
+                            Line::Field(field, end) => Some((field, end)),
+                            Line::Unfinished | Line::Empty(_) => None,
+                        })
+                    };
+                    let short = text.len() - padding.len();
+                    assert_eq!(read(&text), read(&text[..short]), "{byte:#x} at {at} of {name:?}");
+                }
+            }
         }
     }
 

@@ -17,7 +17,7 @@ macro_rules! names {
             $(#[doc = $text] $variant),*
         }
 
-        const ALL: &[Name] = &[$(Name::$variant),*];
+        pub(super) const ALL: &[Name] = &[$(Name::$variant),*];
 
         /// By discriminant.
         const TEXTS: &[&str] = &["", $($text),*];

@@ -30,11 +30,13 @@ pub(crate) enum Bug {
     ForgottenReset,
     /// A lingering close under TLS ended when the client closed its side, before the close_notify alert was sent.
     LostAlert,
+    /// The wait for a flush went on when the flush had ended: a backend that closed because of a slow client was blamed.
+    StaleWait,
 }
 
 impl Bug {
     #[cfg(test)]
-    pub(crate) const ALL: [Self; 10] = [
+    pub(crate) const ALL: [Self; 11] = [
         Self::PoisonedConnection,
         Self::HalfDuplex,
         Self::BlamedBackend,
@@ -45,6 +47,7 @@ impl Bug {
         Self::ChargedContinue,
         Self::ForgottenReset,
         Self::LostAlert,
+        Self::StaleWait,
     ];
 
     /// Whether this bug is planted.

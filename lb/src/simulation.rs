@@ -64,6 +64,7 @@ struct Balancer {
     control: Arc<Control>,
     engine: Arc<Engine>,
     client_limit: Arc<ConnectionLimit>,
+    backend_limit: Arc<ConnectionLimit>,
     thread: Arc<ThreadState>,
     shutdown: Shutdown,
     /// One backend is configured by its name, [`NAME`].
@@ -231,6 +232,7 @@ fn scenario(seed: u64) {
     let max_body = config.listeners[0].settings.max_body_bytes;
     let control = Arc::new(Control::new(Path::new("/evenkeel.toml"), config, METRICS.with(Arc::clone)));
     let client_limit = ConnectionLimit::new(if one_in(8) { between(1, 3) as usize } else { 1000 });
+    let backend_limit = ConnectionLimit::new(100_000);
     let shutdown = Shutdown::new();
     shutdown.run();
     let thread = Arc::new(ThreadState::new(shutdown.clone()));
@@ -241,7 +243,7 @@ fn scenario(seed: u64) {
         max_idle: Arc::new(AtomicUsize::new(max_idle)),
         shutdown: shutdown.clone(),
         client_limit: Arc::clone(&client_limit),
-        backend_limit: ConnectionLimit::new(100_000),
+        backend_limit: Arc::clone(&backend_limit),
         handshake_limit: ConnectionLimit::for_handshakes(1),
     };
     let engine =
@@ -252,6 +254,7 @@ fn scenario(seed: u64) {
         control,
         engine,
         client_limit,
+        backend_limit,
         thread,
         shutdown,
         has_name,
@@ -264,11 +267,14 @@ fn scenario(seed: u64) {
         operator::resolve(&balancer);
     }
 
+    // Derived from the seed, as above. The number is one that gives no older seed long pauses.
+    let has_long_pauses = simulated::mixed(seed.wrapping_add(121)).is_multiple_of(4);
     let profiles: Vec<BackendProfile> = (0..=backends + 2)
         .map(|_| BackendProfile {
             request_fault_one_in: if backends_fail { pick(&[0, 2, 4, 8]) } else { 0 },
             connect_fault_one_in: if backends_fail { pick(&[0, 0, 2, 6]) } else { 0 },
             closes_idle: one_in(4),
+            patience: has_long_pauses.then(|| milliseconds(5, 600)),
             max_content: scale.max_content,
             max_write: scale.max_write,
         })
@@ -293,7 +299,7 @@ fn scenario(seed: u64) {
             false => Plan::Http1(client_plan(scale, clients_fail, half_close, max_body)),
         };
         let plans = (0..between(1, 2)).map(plan).collect();
-        spawn(TaskKind::Actor, run_client(Rc::clone(&balancer), client, delay, plans, scale));
+        spawn(TaskKind::Actor, run_client(Rc::clone(&balancer), client, delay, plans, scale, has_long_pauses));
     }
     if one_in(3) {
         spawn(TaskKind::Actor, operator::changes(Rc::clone(&balancer), between(1, 8), backends));
@@ -313,7 +319,14 @@ enum Plan {
 }
 
 /// Runs a client's connections, one after the other.
-async fn run_client(balancer: Rc<Balancer>, number: u64, delay: Duration, plans: Vec<Plan>, scale: Scale) {
+async fn run_client(
+    balancer: Rc<Balancer>,
+    number: u64,
+    delay: Duration,
+    plans: Vec<Plan>,
+    scale: Scale,
+    has_long_pauses: bool,
+) {
     clock::sleep(delay).await;
     for (turn, plan) in plans.into_iter().enumerate() {
         if balancer.thread.is_stopping() {
@@ -335,7 +348,12 @@ async fn run_client(balancer: Rc<Balancer>, number: u64, delay: Duration, plans:
         match plan {
             Plan::Http1(plan) => {
                 let tls = balancer.is_tls.then(tls::Tls::client);
-                client::run(plan, wire::Connection::new(actor_pipe, tls)).await;
+                let connection = wire::Connection::new(actor_pipe, tls);
+                if has_long_pauses {
+                    // Shorter than every time limit, with all short pauses.
+                    connection.will_pause(milliseconds(100, 700));
+                }
+                client::run(plan, connection).await;
             }
             Plan::Http2(plan) => http2::run(plan, actor_pipe).await,
         }
@@ -730,12 +748,17 @@ fn check_end_state(balancer: &Balancer, end: RunEnd) {
         history.links.iter().find(|link| link.flow(1).is_open).map(|link| format!("{} is still open", link.name))
     });
     wrong.into_iter().for_each(report_violation);
-    if balancer.client_limit.in_use() != 0 || balancer.thread.exchanges() != 0 {
-        report_violation(format!(
-            "{} connection permits and {} exchanges are left",
-            balancer.client_limit.in_use(),
-            balancer.thread.exchanges()
-        ));
+    let snapshot = balancer.control.snapshot();
+    for (left, what) in [
+        (balancer.client_limit.in_use(), "clients"),
+        (balancer.backend_limit.in_use(), "connections to backends"),
+        (balancer.thread.exchanges(), "exchanges"),
+        (http::kill::listed_tasks(), "tasks that carry exchanges"),
+        (snapshot.pools.iter().map(|pool| pool.plan().queue.waiting()).sum(), "places in queues"),
+    ] {
+        if left != 0 {
+            report_violation(format!("{left} {what} are left"));
+        }
     }
 }
 

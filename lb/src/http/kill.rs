@@ -27,6 +27,12 @@ struct ExchangeTasks {
 /// A task that carries exchanges; listed until dropped.
 pub(crate) struct ExchangeTask(usize);
 
+/// How many tasks of this thread are listed.
+#[cfg(test)]
+pub(crate) fn listed_tasks() -> usize {
+    EXCHANGE_TASKS.with_borrow(|tasks| tasks.wakers.iter().flatten().count())
+}
+
 /// Lists the current task, which must stay on this thread.
 pub(crate) async fn list_task(control: &Arc<Control>) -> ExchangeTask {
     poll_fn(|cx| {

@@ -166,6 +166,8 @@ pub(super) struct Transfer<'a> {
     plan: Option<Arc<Plan>>,
     /// How many bytes of `to_client` were written.
     written: usize,
+    /// TLS still holds back some of them.
+    is_unflushed: bool,
     /// How many bytes at the beginning of `to_client` are complete interim responses. They are always sent once they
     /// are there.
     interim_bytes: usize,
@@ -209,7 +211,7 @@ struct BytesMoved {
     from_backend: u64,
     to_client: u64,
     /// A direction has stopped although it may be able to continue at once: it was the other one's turn, or its state
-    /// has changed.
+    /// has changed. The end of a flush is such a change: what the direction waits for now is not what it waited for.
     is_unfinished: bool,
 }
 
@@ -261,6 +263,7 @@ impl<'a> Transfer<'a> {
             own_limits: None,
             detail: None,
             written: 0,
+            is_unflushed: false,
             interim_bytes: 0,
             interim: InterimRate::default(),
             head_by: None,
@@ -331,6 +334,7 @@ impl<'a> Transfer<'a> {
         self.download = Download::Waiting;
         self.interim = InterimRate::default();
         self.head_by = None;
+        self.download_waited = Duration::ZERO;
         self.upstream = Some(upstream);
         self.plan = Some(plan);
         self.own_limits = limits;
@@ -433,6 +437,8 @@ impl<'a> Transfer<'a> {
         write(self.buffers, self.keeps_client);
         self.buffers.from_backend.clear();
         self.ready = 0;
+        // The client has not been waited for yet.
+        self.download_waited = Duration::ZERO;
         self.upload = Upload::Abandoned(AbandonReason::Refused);
         self.download = Download::Replying(if has_content { content } else { Bytes::new() });
         self.reply_on();
@@ -675,7 +681,10 @@ impl<'a> Transfer<'a> {
             let content = if writing.omits_body { 0..0 } else { self.body.unread(writing.cursor) };
             if text.is_empty() && content.is_empty() {
                 match h1.poll_flush(cx) {
-                    Poll::Ready(Ok(())) => writing.is_unflushed = false,
+                    Poll::Ready(Ok(())) => {
+                        let was_unflushed = std::mem::take(&mut writing.is_unflushed);
+                        self.moved.is_unfinished |= was_unflushed && !Bug::StaleWait.is_planted();
+                    }
                     Poll::Ready(Err(_)) => return self.stop_upload(),
                     Poll::Pending => {
                         writing.is_unflushed = true;
@@ -865,10 +874,15 @@ impl<'a> Transfer<'a> {
                 to_client.clear();
                 self.written = 0;
                 self.interim_bytes = 0;
+                let was_unflushed = std::mem::take(&mut self.is_unflushed);
+                self.moved.is_unfinished |= was_unflushed && !Bug::StaleWait.is_planted();
                 Ok(true)
             }
             Poll::Ready(Err(_)) => Err(Failure::ClientGone),
-            Poll::Pending => Ok(false),
+            Poll::Pending => {
+                self.is_unflushed = true;
+                Ok(false)
+            }
         }
     }
 

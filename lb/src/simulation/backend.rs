@@ -1,9 +1,11 @@
 //! Backends: each reads requests from its connections, checks every byte of them, and responds correctly or with one of
 //! the faults of real servers.
 
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::history::{
     self, Attempt, Coverage, CurrentAttempt, Framing, Route, cover, mark_faulty, record_fault, report_violation, trace,
@@ -24,6 +26,8 @@ pub(super) struct BackendProfile {
     pub connect_fault_one_in: u64,
     /// Closes idle connections at random times.
     pub closes_idle: bool,
+    /// Closes a connection on which the content of a request does not continue for so long.
+    pub patience: Option<Duration>,
     /// The most bytes of content in a response, and in one write.
     pub max_content: u64,
     pub max_write: u64,
@@ -149,7 +153,19 @@ async fn serve(
     let (mut at, mut chunk_left) = (0, 0);
     let is_early = framing.0 != Framing::None && one_in(3);
     let max = if is_early { below(request.size + 1) } else { u64::MAX };
-    let mut is_read = content(reader, payload, framing, &mut at, &mut chunk_left, max, request.size).await?;
+    let reading = content(reader, payload, framing, &mut at, &mut chunk_left, max, request.size);
+    let mut is_read = match profile.patience.filter(|_| !request.expects_continue) {
+        None => reading.await?,
+        Some(patience) => match while_it_continues(link, patience, reading).await {
+            Some(is_read) => is_read?,
+            None => {
+                trace(|| format!("{} backend gives up on the client's pause", link.name));
+                cover(Coverage::BackendGaveUp);
+                mark_faulty(id, attempt);
+                return None;
+            }
+        },
+    };
     let interims = if one_in(6) { between(1, 3) } else { 0 };
     if interims > 0 && !is_read && reads_late {
         // Deadlock: both sides write, and neither reads.
@@ -221,6 +237,21 @@ async fn serve(
     }
     let keeps = is_read && !response.closes && response.framing != Framing::UntilClose && !response.overflows;
     keeps.then_some(())
+}
+
+/// The result of `reading`; `None` if nothing arrives on the connection for `patience`.
+async fn while_it_continues<T>(link: &Link, patience: Duration, reading: impl Future<Output = T>) -> Option<T> {
+    let mut reading = pin!(reading);
+    loop {
+        let before = link.flow(0).read;
+        let read = clock::timeout(patience, reading.as_mut()).await;
+        let flow = link.flow(0);
+        match read {
+            Ok(read) => return Some(read),
+            Err(_) if flow.read == before && flow.unread() == 0 => return None,
+            Err(_) => {}
+        }
+    }
 }
 
 /// Starts an attempt: checks that the head is that of a request which a client sent and which a backend may get.

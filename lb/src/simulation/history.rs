@@ -162,6 +162,8 @@ pub(super) enum Coverage {
     ClientLeft,
     ClientStalled,
     BackendStalled,
+    /// A backend closed a connection because the client had paused.
+    BackendGaveUp,
     StaleConnection,
     Ejection,
     GracefulStop,
@@ -190,7 +192,7 @@ pub(super) enum Coverage {
 }
 
 impl Coverage {
-    pub(super) const ALL: [Self; 31] = [
+    pub(super) const ALL: [Self; 32] = [
         Self::CompleteResponse,
         Self::Refusal,
         Self::Retry,
@@ -204,6 +206,7 @@ impl Coverage {
         Self::ClientLeft,
         Self::ClientStalled,
         Self::BackendStalled,
+        Self::BackendGaveUp,
         Self::StaleConnection,
         Self::Ejection,
         Self::GracefulStop,

@@ -87,6 +87,8 @@ pub(super) struct Connection {
     pub pipe: Pipe,
     pub tls: Option<Tls>,
     pauses: Pauses,
+    /// A pause that is still to be made while content is sent.
+    long_pause: Cell<Option<Duration>>,
 }
 
 /// How many short pauses an actor may still make. Together they stay below every time limit.
@@ -112,7 +114,12 @@ impl Pauses {
 
 impl Connection {
     pub(super) fn new(pipe: Pipe, tls: Option<Tls>) -> Rc<Self> {
-        Rc::new(Self { pipe, tls, pauses: Pauses::new() })
+        Rc::new(Self { pipe, tls, pauses: Pauses::new(), long_pause: Cell::default() })
+    }
+
+    /// Has the actor pause once for so long while it sends content.
+    pub(super) fn will_pause(&self, pause: Duration) {
+        self.long_pause.set(Some(pause));
     }
 
     /// Reads what is available; 0: the other side has shut down.
@@ -163,6 +170,15 @@ impl Connection {
     /// Pauses a little, or lets others run, or does nothing.
     pub(super) async fn maybe_pause(&self) {
         self.pauses.maybe_pause().await;
+    }
+
+    async fn maybe_pause_long(&self) {
+        if let Some(pause) = self.long_pause.get()
+            && one_in(3)
+        {
+            self.long_pause.set(None);
+            clock::sleep(pause).await;
+        }
     }
 
     /// Shuts down the sending side, under TLS after a close_notify alert.
@@ -420,6 +436,7 @@ pub(super) async fn send_content(
         *at += count;
         history::record_written(payload, *at);
         connection.maybe_pause().await;
+        connection.maybe_pause_long().await;
     }
     Ok(())
 }

@@ -58,8 +58,9 @@ pub struct Config {
     /// Shared with the snapshot, and by configurations that were derived from each other.
     #[serde(serialize_with = "shared")]
     pub sites: Vec<Arc<SiteConfig>>,
-    /// User-defined variables.
-    pub values: Tables,
+    /// User-defined variables. Shared with exchanges, which may outlive the snapshot.
+    #[serde(serialize_with = "inner")]
+    pub values: Arc<Tables>,
 }
 
 /// What holds for the whole process, or for all listeners. Ranges and defaults are in `default.toml`.
@@ -861,6 +862,10 @@ fn seconds<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S
 
 fn shared<T: Serialize, S: Serializer>(list: &[Arc<T>], serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_seq(list.iter().map(|one| &**one))
+}
+
+fn inner<T: Serialize, S: Serializer>(one: &Arc<T>, serializer: S) -> Result<S::Ok, S::Error> {
+    (**one).serialize(serializer)
 }
 
 fn optional_seconds<S: Serializer>(duration: &Option<Duration>, serializer: S) -> Result<S::Ok, S::Error> {

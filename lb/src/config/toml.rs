@@ -291,7 +291,7 @@ impl<'t> Reader<'t> {
             pools: pools?,
             routes: routes?,
             sites: sites.into_iter().map(Arc::new).collect(),
-            values: are_values_sound.then_some(values)?,
+            values: Arc::new(are_values_sound.then_some(values)?),
         })
     }
 

@@ -695,6 +695,11 @@ impl ExchangeDriver<'_, '_> {
     /// Sends the backend's response, whose head has arrived.
     fn pass(&mut self) -> Result<(), Failure> {
         let (request, exchange) = (&*self.request, &self.exchange);
+        let is_success = matches!(exchange.outcome().status, 200..=299);
+        // So is an error page with such a status, even if its backend was not asked for a WebSocket.
+        if request.is_stream && is_success && request::asks_for_websocket(self.transfer.buffers) {
+            return Err(Failure::NoWebSocket);
+        }
         if self.transfer.response().status() == 101 {
             self.transfer.switch(|buffers| {
                 write_head(request, buffers, Persistence::WebSocket, Some(exchange), true);
@@ -868,7 +873,7 @@ pub(super) fn write_head(
     let body = ResponseBody::new(buffers.response.framing(), framing);
     let has_route = exchange.is_some();
     let mut body = body;
-    if has_route && of.state.snapshot.is_none() {
+    if has_route && of.state.tables.is_none() {
         rewrite::response(&buffers.response, &buffers.from_backend, &plan, &mut buffers.to_client);
     } else {
         if let Some(exchange) = exchange.filter(|exchange| exchange.is_page())

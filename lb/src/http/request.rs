@@ -32,7 +32,6 @@ use crate::message::name::{Name, NameSet};
 use crate::message::path::normalise;
 use crate::message::{Method, Version};
 use crate::site::{Action, Route, RouteId};
-use crate::snapshot::Snapshot;
 use crate::value::table::Tables;
 
 /// Fields that are always generated: values in the request are not forwarded as they are.
@@ -59,8 +58,9 @@ pub(super) struct RequestState {
     pub omits_body: bool,
     /// Fields of the answer that an error page replaces.
     pub status_fields: StatusFields,
-    /// The snapshot of the route. `None` if the route only proxies.
-    pub snapshot: Option<Arc<Snapshot>>,
+    /// The tables that the route's values use; `None` if the route only proxies. Not the snapshot: a tunnel would keep
+    /// that of its beginning through all reloads.
+    pub tables: Option<Arc<Tables>>,
     /// No further request is served on its connection, because who may connect has changed or its listener is gone.
     pub is_misdirected: bool,
 }
@@ -235,7 +235,7 @@ pub(super) fn begin(
     }
     let start = ExchangeStart { site: Arc::clone(site), route: found, pool_index, request: info };
     if !is_plain {
-        of.state.snapshot = Some(Arc::clone(&snapshot));
+        of.state.tables = Some(Arc::clone(&snapshot.config.values));
     }
     Ok(start)
 }
@@ -355,7 +355,7 @@ pub(super) fn write_head(
     plan.expect_continue = buffers.request.expects_continue();
     plan.via = forwarded.via(&buffers.text);
     plan.persistence = if websocket { Persistence::WebSocket } else { Persistence::KeepAlive };
-    if of.state.snapshot.is_some() && is_changed(of, buffers, exchange) {
+    if of.state.tables.is_some() && is_changed(of, buffers, exchange) {
         let mut out = std::mem::take(&mut buffers.to_backend);
         let written = write_changed_head(of, buffers, exchange, plan, &mut out);
         buffers.to_backend = out;
@@ -435,7 +435,7 @@ pub(super) fn asks_for_websocket(buffers: &Buffers) -> bool {
 impl Request<'_> {
     /// The tables that its values use.
     pub(super) fn tables(&self) -> &Tables {
-        self.state.snapshot.as_ref().map_or(Tables::none(), |snapshot| &snapshot.config.values)
+        self.state.tables.as_deref().unwrap_or(Tables::none())
     }
 }
 

@@ -238,6 +238,9 @@ async fn a_client_that_does_not_read_is_not_sent_more() {
 async fn a_failed_websocket_is_not_answered_by_success() {
     let a = Origin::start("a").await;
     let text = "[[site]]\nhosts = [\"site.example\"]\n[[site.route]]\npath = \"/text\"\nrespond = { body = \"text\" }\n\
+                [[site.route]]\npath = \"/status\"\npool = \"app\"\nintercept_errors = true\n\
+                [site.route.error_pages]\n500 = { path = \"/page\", status = \"page\" }\n\
+                503 = { path = \"/page\", status = 200 }\n\
                 [[site.route]]\npath = \"/\"\npool = \"app\"\n";
     let config = Config::of([&a]).app(|pool| pool.ejection("consecutive_failures = 1")).sites(text);
     let balancer = Balancer::start(config).await;
@@ -263,6 +266,10 @@ async fn a_failed_websocket_is_not_answered_by_success() {
     a.forget_script();
     assert_eq!(client.websocket("/text", &[]).await.err().expect("no WebSocket").status, 501);
     assert_eq!(client.get("/text").await.status, 200);
+    // Nor by an error page whose status is a success.
+    for path in ["/status/500", "/status/503"] {
+        assert_eq!(client.websocket(path, &[]).await.err().expect("no WebSocket").status, 502, "{path}");
+    }
     let (declared, _) = [("content-length", "5")].split_at(1);
     assert_eq!(client.websocket("/", declared).await.err().expect("no WebSocket").status, 400);
     // Another protocol; and one whose client has closed its side.

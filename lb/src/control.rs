@@ -685,7 +685,11 @@ impl Control {
         let stay: HashSet<_> = after.sites.iter().map(Arc::as_ptr).collect();
         let sites: Vec<_> =
             before.sites.iter().filter(|site| !stay.contains(&Arc::as_ptr(site))).map(Arc::clone).collect();
+        let tables = Arc::clone(&before.config.values);
         retired.push(before);
+        if !Arc::ptr_eq(&tables, &after.config.values) {
+            retired.push(tables);
+        }
         sites.into_iter().for_each(|site| retired.push(site));
         let stay: HashSet<_> = after.pools.iter().map(|pool| Arc::as_ptr(&pool.plan())).collect();
         for plan in former_plans.iter().filter(|plan| !stay.contains(&Arc::as_ptr(plan))) {

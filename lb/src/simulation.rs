@@ -17,6 +17,7 @@ mod random;
 pub(crate) mod tls;
 mod wire;
 
+use std::cell::RefCell;
 use std::future::{Future, poll_fn};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -38,7 +39,7 @@ use crate::config::algorithm::Algorithm;
 use crate::config::backend::AdminState;
 use crate::config::{BackendConfig, Config, HalfClose};
 use crate::connection_limit::ConnectionLimit;
-use crate::control::Control;
+use crate::control::{ChangeRequest, Control};
 use crate::exchange::headers::Peer;
 use crate::failure::Failure;
 use crate::http::io::Io;
@@ -806,11 +807,11 @@ fn a_seed_gives_the_same_schedule_again() {
     }
 }
 
-#[test]
-fn a_refusal_that_the_stop_cuts_off_is_counted() {
-    simulated::enter(0);
+/// An engine outside of a run.
+fn alone() -> (Arc<Control>, Arc<Metrics>, Arc<Engine>) {
     let metrics = Arc::new(Metrics::new());
-    let config = CONFIG.with(Clone::clone);
+    let mut config = CONFIG.with(Clone::clone);
+    config.pools[0].settings.probe = None;
     let control = Arc::new(Control::new(Path::new("/evenkeel.toml"), config, Arc::clone(&metrics)));
     let shutdown = Shutdown::new();
     shutdown.run();
@@ -825,14 +826,68 @@ fn a_refusal_that_the_stop_cuts_off_is_counted() {
     };
     let thread = Arc::new(ThreadState::new(shutdown));
     let engine = Arc::new(Engine::new(&control.snapshot().config.listeners[0], &context, &Arc::from([thread]), 0));
+    (control, metrics, engine)
+}
+
+/// Writes all of `bytes`, which fit into the window.
+fn write(pipe: &Pipe, mut bytes: &[u8]) {
+    let mut cx = Context::from_waker(Waker::noop());
+    while let (false, Poll::Ready(written)) = (bytes.is_empty(), pipe.write(&mut cx, bytes)) {
+        bytes = &bytes[written.expect("an open connection")..];
+    }
+}
+
+// Each reload left a snapshot behind for every WebSocket that was open.
+#[test]
+fn a_tunnel_keeps_no_snapshot() {
+    simulated::enter(0);
+    let (control, _, engine) = alone();
+    let conditions = LinkConditions { window: 4096, max_operation: 4096, delay_one_in: 0 };
+    let backend: Rc<RefCell<Option<Pipe>>> = Rc::default();
+    let connected = Rc::clone(&backend);
+    pipe::set_network(Some(Box::new(move |_| {
+        let (balancer_pipe, backend) = Pipe::pair("b".to_owned(), 0, conditions);
+        connected.replace(Some(backend));
+        Box::pin(std::future::ready(Ok(balancer_pipe)))
+    })));
+    let (balancer_pipe, client) = Pipe::pair("c".to_owned(), 0, conditions);
+    // The route has rules, which may need what the snapshot holds.
+    write(&client, b"GET /paged HTTP/1.1\r\nHost: sim\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n");
+    let peer = Peer::from(IpAddr::V4(Ipv4Addr::LOCALHOST));
+    let mut serving = Box::pin(http::serve(engine, ClientStream::Io(Io::Pipe(balancer_pipe)), peer));
+    let mut cx = Context::from_waker(Waker::noop());
+    let mut serve = || (0..200).for_each(|_| assert!(serving.as_mut().poll(&mut cx).is_pending()));
+    serve();
+    let response = b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
+    write(backend.borrow().as_ref().expect("a connection"), response);
+    serve();
+    let mut received = Vec::new();
+    while received.len() < 12 {
+        let mut buffer = [0; 12];
+        let read = client.read(&mut Context::from_waker(Waker::noop()), &mut buffer);
+        let Poll::Ready(Ok(count @ 1..)) = read else { panic!("no response: {read:?}") };
+        received.extend_from_slice(&buffer[..count]);
+    }
+    assert!(received.starts_with(b"HTTP/1.1 101"), "{received:?}");
+    let before = Arc::downgrade(&control.snapshot());
+    let to = Algorithm::ALL.into_iter().find(|&to| to != control.snapshot().config.pools[0].algorithm);
+    let change = ChangeRequest::Algorithm { pool: None, to: to.expect("another algorithm") };
+    assert!(control.make(&change, &operator::unconditionally()).is_ok());
+    control.drop_retired();
+    assert!(before.upgrade().is_none(), "the tunnel keeps the former snapshot");
+    pipe::set_network(None);
+    simulated::leave();
+}
+
+#[test]
+fn a_refusal_that_the_stop_cuts_off_is_counted() {
+    simulated::enter(0);
+    let (_, metrics, engine) = alone();
     let mut cx = Context::from_waker(Waker::noop());
     // Smaller than the response, which nobody reads.
     let (balancer_pipe, client) =
         Pipe::pair("c".to_owned(), 0, LinkConditions { window: 64, max_operation: 64, delay_one_in: 0 });
-    let mut rest = &b"GET / HTTP/1.1\r\nHost sim\r\n\r\n"[..];
-    while let (false, Poll::Ready(written)) = (rest.is_empty(), client.write(&mut cx, rest)) {
-        rest = &rest[written.expect("an open connection")..];
-    }
+    write(&client, b"GET / HTTP/1.1\r\nHost sim\r\n\r\n");
     let peer = Peer::from(IpAddr::V4(Ipv4Addr::LOCALHOST));
     let mut serving = Box::pin(http::serve(engine, ClientStream::Io(Io::Pipe(balancer_pipe)), peer));
     (0..200).for_each(|_| assert!(serving.as_mut().poll(&mut cx).is_pending()));

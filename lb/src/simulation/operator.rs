@@ -64,15 +64,15 @@ fn change(balancer: &Balancer, backends: u64) {
         7 | 8 => return probe(balancer, one_in(2)),
         _ => return resolve(balancer),
     };
-    let author = Author { by: "simulation", from: None };
     // Some changes are impossible at some times.
-    if balancer
-        .control
-        .make(&wish, &ChangeOptions { author, if_match: None, dry_run: false, force: true, deadline: None })
-        .is_ok()
-    {
+    if balancer.control.make(&wish, &unconditionally()).is_ok() {
         cover(Coverage::MembershipChange);
     }
+}
+
+pub(super) fn unconditionally() -> ChangeOptions {
+    let author = Author { by: "simulation", from: None };
+    ChangeOptions { author, if_match: None, dry_run: false, force: true, deadline: None }
 }
 
 /// Reports a probe of a random backend.

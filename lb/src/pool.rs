@@ -227,7 +227,7 @@ impl Pool {
                 return Ok((index, lease));
             }
         }
-        let anybody = Candidates { skips_full: false, ..*candidates };
+        let anybody = Candidates { skips_full: false, skips_ejected: false, ..*candidates };
         if !may_wait || !anybody.has_any() {
             return Err(Pick::NoBackend);
         }
@@ -777,6 +777,23 @@ mod tests {
         }
         leases.clear();
         assert_eq!(backend(&pool, 0).connections_in_use(), 0);
+    }
+
+    // Until the next list of candidates was made, such requests were refused.
+    #[test]
+    fn requests_wait_for_a_full_backend_that_was_ejected_a_moment_ago() {
+        let mut config = config(&[("a:1", 1), ("b:1", 1)], &SETTINGS.replace("34", "100"));
+        for backend in &mut config.backends {
+            backend.max_connections = std::num::NonZero::new(1);
+        }
+        let pool = pool(&config);
+        let key = Key { client: Some(std::net::Ipv4Addr::LOCALHOST.into()) };
+        let choose = || pool.choose(&key, None, &[], false);
+        let _leases = [chosen(choose()).expect("room"), chosen(choose()).expect("room")];
+        for index in 0..2 {
+            assert!(eject(&pool, &backend(&pool, index), Instant::now()).is_some());
+        }
+        assert!(matches!(choose(), Pick::Queue(_)));
     }
 
     #[test]

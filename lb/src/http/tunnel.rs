@@ -138,13 +138,17 @@ impl Direction {
             self.buffer.clear();
             return Poll::Ready(Ok(State::Open));
         }
+        let before = self.written;
         while self.written < self.buffer.len() {
-            match ready!(Pin::new(&mut *writer).poll_write(cx, &self.buffer[self.written..])) {
-                Ok(count) if count > 0 => {
+            match Pin::new(&mut *writer).poll_write(cx, &self.buffer[self.written..]) {
+                Poll::Ready(Ok(count)) if count > 0 => {
                     self.written += count;
                     self.moved += count as u64;
                 }
-                _ => return Poll::Ready(Err(FailedSide::Writer)),
+                Poll::Ready(_) => return Poll::Ready(Err(FailedSide::Writer)),
+                // A part of the buffer is progress, too.
+                Poll::Pending if self.written > before => return Poll::Ready(Ok(State::Open)),
+                Poll::Pending => return Poll::Pending,
             }
         }
         ready!(Pin::new(writer).poll_flush(cx)).map_err(|_| FailedSide::Writer)?;
@@ -162,8 +166,8 @@ mod tests {
 
     use super::*;
 
-    /// One side of the tunnel. It sends `sends` and then ends or stays silent, and it accepts nothing, or accepts bytes
-    /// from its second turn on.
+    /// One side of the tunnel. It sends `sends` and then ends or stays silent, and it accepts nothing, or accepts up to
+    /// three bytes every other turn, from its second on.
     struct Side {
         sends: &'static [u8],
         ends: bool,
@@ -188,11 +192,12 @@ mod tests {
             if self.has_gone {
                 return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
             }
-            if self.turns == 1 {
+            if !self.turns.is_multiple_of(2) {
                 return Poll::Pending;
             }
-            self.taken.extend_from_slice(buf);
-            Poll::Ready(Ok(buf.len()))
+            let count = buf.len().min(3);
+            self.taken.extend_from_slice(&buf[..count]);
+            Poll::Ready(Ok(count))
         }
 
         fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -214,5 +219,20 @@ mod tests {
             .any(|_| matches!(tunnel.poll(&mut cx, &mut client, &mut backend), Poll::Ready(TunnelProgress::Over)));
         assert_eq!((is_over, client.taken.as_slice()), (true, &b"goodbye"[..]));
         assert!(!tunnel.has_client_ended());
+    }
+
+    // A slow reader had to take a whole buffer within the time limit.
+    #[test]
+    fn bytes_that_are_a_part_of_the_buffer_count_as_progress() {
+        let mut client = Side { sends: b"", ends: false, has_gone: false, turns: 0, taken: Vec::new() };
+        let mut backend = Side { sends: b"goodbye", ends: false, has_gone: false, turns: 0, taken: Vec::new() };
+        let mut tunnel = Tunnel::new(Vec::new(), Vec::new(), 0, Duration::from_secs(60));
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        let mut turn = || {
+            let has_moved =
+                matches!(tunnel.poll(&mut cx, &mut client, &mut backend), Poll::Ready(TunnelProgress::Moved));
+            (has_moved, client.taken.len())
+        };
+        assert_eq!([turn(), turn(), turn(), turn()], [(false, 0), (true, 3), (true, 6), (true, 7)]);
     }
 }

@@ -818,7 +818,7 @@ fn alone() -> (Arc<Control>, Arc<Metrics>, Arc<Engine>) {
     let context = EngineContext {
         control: Arc::clone(&control),
         access_log: Arc::new(AccessLog::new(metrics.access_log_lost.clone())),
-        max_idle: Arc::default(),
+        max_idle: Arc::new(AtomicUsize::new(8)),
         shutdown: shutdown.clone(),
         backend_limit: ConnectionLimit::new(100_000),
         handshake_limit: ConnectionLimit::for_handshakes(1),
@@ -835,6 +835,40 @@ fn write(pipe: &Pipe, mut bytes: &[u8]) {
     while let (false, Poll::Ready(written)) = (bytes.is_empty(), pipe.write(&mut cx, bytes)) {
         bytes = &bytes[written.expect("an open connection")..];
     }
+}
+
+// A connection was taken before the other tasks of the thread had their turn. What it brought meanwhile was the answer.
+#[test]
+fn an_idle_connection_that_ends_before_the_request_is_written_is_not_used() {
+    simulated::enter(0);
+    let (_, _, engine) = alone();
+    let conditions = LinkConditions { window: 4096, max_operation: 4096, delay_one_in: 0 };
+    let backends: Rc<RefCell<Vec<Pipe>>> = Rc::default();
+    let connected = Rc::clone(&backends);
+    pipe::set_network(Some(Box::new(move |_| {
+        let (balancer_pipe, backend) = Pipe::pair("b".to_owned(), 0, conditions);
+        connected.borrow_mut().push(backend);
+        Box::pin(std::future::ready(Ok(balancer_pipe)))
+    })));
+    let (balancer_pipe, client) = Pipe::pair("c".to_owned(), 0, conditions);
+    let peer = Peer::from(IpAddr::V4(Ipv4Addr::LOCALHOST));
+    let mut serving = Box::pin(http::serve(engine, ClientStream::Io(Io::Pipe(balancer_pipe)), peer));
+    let mut cx = Context::from_waker(Waker::noop());
+    let mut serve = |turns| (0..turns).for_each(|_| assert!(serving.as_mut().poll(&mut cx).is_pending()));
+    write(&client, b"GET / HTTP/1.1\r\nHost: sim\r\n\r\n");
+    serve(200);
+    write(&backends.borrow()[0], b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n");
+    serve(200);
+    write(&client, b"POST / HTTP/1.1\r\nHost: sim\r\nContent-Length: 0\r\n\r\n");
+    serve(1);
+    assert_eq!(backends.borrow().len(), 1, "the request has not come, or the connection was not kept");
+    backends.borrow()[0].shutdown();
+    serve(200);
+    assert_eq!(backends.borrow().len(), 2);
+    assert!(backends.borrow()[1].link().flow(0).unread() > 0, "the request is sent on another connection");
+    pipe::set_network(None);
+    idle::clear();
+    simulated::leave();
 }
 
 // Each reload left a snapshot behind for every WebSocket that was open.

@@ -524,7 +524,8 @@ impl ExchangeDriver<'_, '_> {
         loop {
             let at = Moment { now: self.now, client_waited: self.transfer.body.pace.waited() };
             let step = self.exchange.step(event, at);
-            let is_to_write = !matches!(step, Step::BufferBody);
+            // `open` lets others read before it takes a connection.
+            let is_to_write = !matches!(step, Step::BufferBody | Step::Open(_));
             let prepared = match step {
                 Step::BufferBody => Ok(()),
                 Step::Open(endpoint) => self.open(endpoint, timer).await,
@@ -634,6 +635,9 @@ impl ExchangeDriver<'_, '_> {
 
     /// Sends the request to `endpoint`.
     async fn open(&mut self, endpoint: Arc<Endpoint>, timer: &mut Timer) -> Result<(), AttemptError> {
+        // Not between the choice of an idle connection and the first write: its end, or bytes that nobody has asked
+        // for, would be taken for the response to a request of which nothing was sent.
+        let_others_read().await;
         let (Some(server), Some(plan)) = (self.exchange.server(), self.exchange.plan().map(Arc::clone)) else {
             return Err(Failure::Internal.into());
         };

@@ -267,9 +267,14 @@ async fn a_failed_websocket_is_not_answered_by_success() {
     assert_eq!(client.websocket("/text", &[]).await.err().expect("no WebSocket").status, 501);
     assert_eq!(client.get("/text").await.status, 200);
     // Nor by an error page whose status is a success.
+    a.answer(|request| {
+        let status = request.target.strip_prefix("/status/").unwrap_or("200");
+        vec![Step::Send(format!("HTTP/1.1 {status} x\r\nContent-Length: 4\r\n\r\ntext").into_bytes())]
+    });
     for path in ["/status/500", "/status/503"] {
         assert_eq!(client.websocket(path, &[]).await.err().expect("no WebSocket").status, 502, "{path}");
     }
+    a.forget_script();
     let (declared, _) = [("content-length", "5")].split_at(1);
     assert_eq!(client.websocket("/", declared).await.err().expect("no WebSocket").status, 400);
     // Another protocol; and one whose client has closed its side.

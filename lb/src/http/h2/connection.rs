@@ -621,6 +621,8 @@ impl Connection {
         // Larger than what is answered 431, so that such a head can be read to its end.
         let max_bytes = (2 * self.list_bytes).max(MAX_PAYLOAD);
         if block.continuations > MAX_CONTINUATIONS || block.bytes.len() + more.len() > max_bytes {
+            // The client would repeat a request that GOAWAY calls unread.
+            self.last_id = self.last_id.max(id);
             return Err(FrameError::Connection(Code::EnhanceYourCalm, "fields without end"));
         }
         block.bytes.extend_from_slice(more);

@@ -9,7 +9,7 @@ use nix::sys::signal::Signal;
 use serde_json::json;
 use tests::balancer::backend_path;
 use tests::http2::{Http2, PREFACE, frame, frame_of, kind, literals, next_frame, reply, request, tls, write};
-use tests::{Balancer, Config, Origin, Pool, Port, WebSocket, Wire, eventually, within};
+use tests::{Balancer, Config, Origin, Pool, Port, Step, WebSocket, Wire, eventually, within};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;

@@ -703,7 +703,7 @@ impl<W: Walk> Exchange<W> {
     }
 
     /// The status to send for an answer whose own status is `status`.
-    fn page_status(&self, status: u16) -> u16 {
+    pub(crate) fn page_status(&self, status: u16) -> u16 {
         self.page_status.unwrap_or(status)
     }
 

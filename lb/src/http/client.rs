@@ -583,11 +583,13 @@ impl ExchangeDriver<'_, '_> {
                 let response = self.transfer.response();
                 let answer = Answer { status: response.status(), has_body: self.transfer.body.is_at_hand() };
                 let is_asked = asks_for_websocket(self.transfer.buffers, &self.exchange);
+                // Over HTTP/2 a 2xx would tell the client that the WebSocket is open (RFC 8441 §5), even one of an error
+                // page, whose backend was not asked for it.
+                let is_success = matches!(self.exchange.page_status(answer.status), 200..=299);
+                let is_wrong =
+                    is_success && self.request.is_stream && request::asks_for_websocket(self.transfer.buffers);
                 match websocket::answers(response, is_asked) {
-                    // Over HTTP/2 a 2xx would tell the client that the WebSocket is open (RFC 8441 §5).
-                    Ok(false) if is_asked && self.request.is_stream && matches!(answer.status, 200..=299) => {
-                        self.failed(Failure::NoWebSocket)
-                    }
+                    Ok(false) if is_wrong => self.failed(Failure::NoWebSocket),
                     Ok(false) => Event::Head(answer),
                     // A tunnel would outlive the client's permission to connect.
                     Ok(true) if self.request.engine.is_revoked() => self.failed(Failure::ConnectionRevoked),
@@ -699,11 +701,6 @@ impl ExchangeDriver<'_, '_> {
     /// Sends the backend's response, whose head has arrived.
     fn pass(&mut self) -> Result<(), Failure> {
         let (request, exchange) = (&*self.request, &self.exchange);
-        let is_success = matches!(exchange.outcome().status, 200..=299);
-        // So is an error page with such a status, even if its backend was not asked for a WebSocket.
-        if request.is_stream && is_success && request::asks_for_websocket(self.transfer.buffers) {
-            return Err(Failure::NoWebSocket);
-        }
         if self.transfer.response().status() == 101 {
             self.transfer.switch(|buffers| {
                 write_head(request, buffers, Persistence::WebSocket, Some(exchange), true);

@@ -522,10 +522,14 @@ impl ExchangeDriver<'_, '_> {
     /// of the next request in what was received.
     async fn drive(&mut self, mut event: Event, timer: &mut Timer) -> (RequestEnd, usize) {
         loop {
+            // Before the choice of a backend and an idle connection, not between that and the first write. Meanwhile the
+            // backend may be removed, and the connection may end or bring bytes that nobody has asked for: they would be
+            // taken for the response to a request of which nothing was sent.
+            if matches!(event, Event::Begun | Event::BodyBuffered | Event::Head(_)) {
+                let_others_read().await;
+            }
             let at = Moment { now: self.now, client_waited: self.transfer.body.pace.waited() };
             let step = self.exchange.step(event, at);
-            // `open` lets others read before it takes a connection.
-            let is_to_write = !matches!(step, Step::BufferBody | Step::Open(_));
             let prepared = match step {
                 Step::BufferBody => Ok(()),
                 Step::Open(endpoint) => self.open(endpoint, timer).await,
@@ -557,9 +561,6 @@ impl ExchangeDriver<'_, '_> {
             };
             event = match prepared {
                 Ok(()) => {
-                    if is_to_write {
-                        let_others_read().await;
-                    }
                     let exchange = &self.exchange;
                     let happened = self.transfer.run(|| exchange.is_killed(), self.now, timer).await;
                     self.event_of(happened)
@@ -637,9 +638,6 @@ impl ExchangeDriver<'_, '_> {
 
     /// Sends the request to `endpoint`.
     async fn open(&mut self, endpoint: Arc<Endpoint>, timer: &mut Timer) -> Result<(), AttemptError> {
-        // Not between the choice of an idle connection and the first write: its end, or bytes that nobody has asked
-        // for, would be taken for the response to a request of which nothing was sent.
-        let_others_read().await;
         let (Some(server), Some(plan)) = (self.exchange.server(), self.exchange.plan().map(Arc::clone)) else {
             return Err(Failure::Internal.into());
         };

@@ -772,7 +772,7 @@ const MAX_SCHEDULES_PER_BUG: u64 = 5_000;
 /// HTTP/1.0 has to be in progress when the stop times out; a client under TLS has to shut its side down before it has
 /// read the end of the last response.
 const RARE_BUGS: [Bug; 2] = [Bug::CleanCutOff, Bug::LostAlert];
-const MAX_SCHEDULES_PER_RARE_BUG: u64 = 100_000;
+const MAX_SCHEDULES_PER_RARE_BUG: u64 = 500_000;
 
 fn replay(seed: u64, what: &str) -> String {
     let again = run(seed, true);

@@ -40,9 +40,9 @@ const STOP_CHECK_INTERVAL: Duration = Duration::from_millis(5);
 /// the rest of a refused request. They might never end.
 const SILENT_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// A socket on which a thread accepts.
-pub(super) struct Accepting {
-    pub socket: Socket,
+/// A socket on which a thread accepts; an [`AsyncListener`] once the thread has registered it.
+pub(super) struct Accepting<S = Socket> {
+    pub socket: S,
     /// The listener that serves the next connection. The sender is dropped to close the socket.
     pub listener: watch::Receiver<Arc<Listener>>,
     /// Dropped once the socket is closed.
@@ -89,14 +89,6 @@ pub(super) struct Start {
     pub may_accept: oneshot::Receiver<()>,
 }
 
-/// A socket on which a thread accepts, registered with the thread's runtime.
-struct Registered {
-    socket: AsyncListener,
-    listener: watch::Receiver<Arc<Listener>>,
-    is_open: Arc<()>,
-    shared: Option<SharedSocket>,
-}
-
 /// A listening socket that is registered with the runtime.
 enum AsyncListener {
     Tcp(TcpListener),
@@ -133,7 +125,8 @@ pub(super) fn run(
     };
     let clients = LocalSet::new();
     runtime.block_on(clients.run_until(async {
-        let first: io::Result<Vec<_>> = std::iter::from_fn(|| sockets.try_recv().ok()).map(Registered::new).collect();
+        let first: io::Result<Vec<_>> =
+            std::iter::from_fn(|| sockets.try_recv().ok()).map(Accepting::registered).collect();
         let (first, registered) = match first {
             Ok(first) => (first, Ok(())),
             Err(e) => (Vec::new(), Err(e)),
@@ -174,14 +167,19 @@ pub(super) fn run(
 
 /// Begins to accept on a socket that has come while the thread runs.
 fn register_and_begin(tasks: &mut JoinSet<()>, accepting: Accepting, shutdown: &Shutdown, alive: &Arc<AtomicUsize>) {
-    match Registered::new(accepting) {
+    match accepting.registered() {
         Ok(socket) => begin(tasks, socket, shutdown, alive),
         // If no other thread accepts there either, the process is not ready.
         Err(e) => tracing::error!("a listening socket cannot be used: {e}"),
     }
 }
 
-fn begin(tasks: &mut JoinSet<()>, mut accepting: Registered, shutdown: &Shutdown, alive: &Arc<AtomicUsize>) {
+fn begin(
+    tasks: &mut JoinSet<()>,
+    mut accepting: Accepting<AsyncListener>,
+    shutdown: &Shutdown,
+    alive: &Arc<AtomicUsize>,
+) {
     let distributor = accepting.shared.take().map(|SharedSocket { distributor, incoming }| {
         tasks.spawn_local(serve_incoming(incoming, accepting.listener.clone(), shutdown.clone(), Arc::clone(alive)));
         distributor
@@ -209,8 +207,13 @@ async fn finish(state: &ThreadState, alive: &AtomicUsize, shutdown: &Shutdown) -
 }
 
 /// Accepts until the socket is to be closed or the process stops, and finally the clients that are in its backlog then.
-async fn accept(accepting: Registered, distributor: Option<Distributor>, shutdown: Shutdown, alive: Arc<AtomicUsize>) {
-    let Registered { socket, listener: mut listeners, is_open, .. } = accepting;
+async fn accept(
+    accepting: Accepting<AsyncListener>,
+    distributor: Option<Distributor>,
+    shutdown: Shutdown,
+    alive: Arc<AtomicUsize>,
+) {
+    let Accepting { socket, listener: mut listeners, is_open, .. } = accepting;
     let mut stopping = std::pin::pin!(shutdown.stopping());
     let mut listener = Arc::clone(&listeners.borrow_and_update());
     let mut count = 0_u32;
@@ -379,10 +382,11 @@ impl Socket {
     }
 }
 
-impl Registered {
+impl Accepting {
     /// Registers the socket with the runtime of this thread.
-    fn new(Accepting { socket, listener, is_open, shared }: Accepting) -> io::Result<Self> {
-        Ok(Self { socket: AsyncListener::new(socket)?, listener, is_open, shared })
+    fn registered(self) -> io::Result<Accepting<AsyncListener>> {
+        let Self { socket, listener, is_open, shared } = self;
+        Ok(Accepting { socket: AsyncListener::new(socket)?, listener, is_open, shared })
     }
 }
 

@@ -58,29 +58,25 @@ const CADDY_DIRECTIVES: [&str; 12] = [
 pub(super) fn recognised(text: &str) -> Option<(usize, String)> {
     let (offset, first) = lines(text).next()?;
     let language = Language::of(text, offset, first)?;
-    let message = match language {
+    let every_setting = "`evenkeel config --default` prints every setting, and examples/ has whole files";
+    let (what, instead) = match language {
         Language::Nginx => {
-            "this looks like a configuration of nginx, but Evenkeel reads TOML: docs/sites.md#from-nginx has what to write for \
-             each directive"
+            ("a configuration of nginx", "docs/sites.md#from-nginx has what to write for each directive")
         }
-        Language::HaProxy => {
-            "this looks like a configuration of HAProxy, but Evenkeel reads TOML: write a [[listener]] for the address of a \
-             frontend and [[route]] or [[site]] for its rules, a [[pool]] for a backend; examples/ has whole files"
-        }
-        Language::Caddyfile => {
-            "this looks like a Caddyfile, but Evenkeel reads TOML: write a [[listener]] for its addresses, a [[site]] for its \
-             hosts, a [[pool]] for reverse_proxy; examples/ has whole files"
-        }
-        Language::Yaml => {
-            "this looks like YAML, but Evenkeel reads TOML: `evenkeel config --default` prints every setting, and examples/ has \
-             whole files"
-        }
-        Language::Json => {
-            "this looks like JSON, but Evenkeel reads TOML: `evenkeel config --default` prints every setting, and examples/ has \
-             whole files"
-        }
+        Language::HaProxy => (
+            "a configuration of HAProxy",
+            "write a [[listener]] for the address of a frontend and [[route]] or [[site]] for its rules, a [[pool]] for a \
+             backend; examples/ has whole files",
+        ),
+        Language::Caddyfile => (
+            "a Caddyfile",
+            "write a [[listener]] for its addresses, a [[site]] for its hosts, a [[pool]] for reverse_proxy; examples/ has \
+             whole files",
+        ),
+        Language::Yaml => ("YAML", every_setting),
+        Language::Json => ("JSON", every_setting),
     };
-    Some((offset, message.to_owned()))
+    Some((offset, format!("this looks like {what}, but Evenkeel reads TOML: {instead}")))
 }
 
 impl Language {

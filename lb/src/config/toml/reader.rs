@@ -198,7 +198,10 @@ impl<'t> Reader<'t> {
         let mut reader =
             Self { system_roots: None, sources, template, replaced, broken, problems: Vec::new(), patterns };
         for (index, (source, (_, errors))) in sources.iter().zip(parsed).enumerate() {
-            match foreign::recognised(&source.text).filter(|_| !errors.is_empty()) {
+            if errors.is_empty() {
+                continue;
+            }
+            match foreign::recognised(&source.text) {
                 Some((offset, message)) => reader.only_problem(index, source.start + offset, message),
                 None => errors.iter().for_each(|error| reader.syntax_error(source.start, error)),
             }

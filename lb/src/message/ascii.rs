@@ -1,7 +1,7 @@
 //! Character classes and scans over them.
 //!
-//! Every byte of a head is read once, by one of these scans. They are table look-ups and comparisons of sixteen bytes at
-//! a time.
+//! Every byte of a head is read once, by one of these scans. They are table look-ups and comparisons of sixteen bytes
+//! at a time.
 
 use wide::u8x16;
 
@@ -114,18 +114,16 @@ pub(crate) fn is_text(bytes: &[u8]) -> bool {
 /// The length of the leading run of [`TEXT`].
 #[inline]
 pub(crate) fn text_run(bytes: &[u8]) -> usize {
-    let (blocks, tail) = bytes.as_chunks::<16>();
-    for (number, block) in blocks.iter().enumerate() {
+    for (number, block) in bytes.as_chunks::<16>().0.iter().enumerate() {
         let stops = stops(block);
         if stops != 0 {
             return number * 16 + stops.trailing_zeros() as usize;
         }
     }
-    let sound = blocks.len() * 16;
     match bytes.last_chunk() {
-        // The last block overlaps the one before it, which is sound.
+        // It overlaps the blocks before it, which are text.
         Some(last) => bytes.len().min(bytes.len() - 16 + stops(last).trailing_zeros() as usize),
-        None => sound + tail.iter().position(|&byte| !is(byte, TEXT)).unwrap_or(tail.len()),
+        None => bytes.iter().position(|&byte| !is(byte, TEXT)).unwrap_or(bytes.len()),
     }
 }
 

@@ -25,7 +25,7 @@ use std::num::NonZero;
 use std::ops::RangeInclusive;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -837,22 +837,34 @@ fn write(pipe: &Pipe, mut bytes: &[u8]) {
     }
 }
 
+const ROOMY: LinkConditions = LinkConditions { window: 4096, max_operation: 4096, delay_one_in: 0 };
+
+/// A client's end of a connection, and the future that serves it.
+fn connect(engine: Arc<Engine>, conditions: LinkConditions) -> (Pipe, Pin<Box<impl Future<Output = ()>>>) {
+    let (balancer_pipe, client) = Pipe::pair("c".to_owned(), 0, conditions);
+    let peer = Peer::from(IpAddr::V4(Ipv4Addr::LOCALHOST));
+    (client, Box::pin(http::serve(engine, ClientStream::Io(Io::Pipe(balancer_pipe)), peer)))
+}
+
+/// The backends' ends of all connections from now on, until the network is set again.
+fn record_connections() -> Rc<RefCell<Vec<Pipe>>> {
+    let backends: Rc<RefCell<Vec<Pipe>>> = Rc::default();
+    let connected = Rc::clone(&backends);
+    pipe::set_network(Some(Box::new(move |_| {
+        let (balancer_pipe, backend) = Pipe::pair("b".to_owned(), 0, ROOMY);
+        connected.borrow_mut().push(backend);
+        Box::pin(std::future::ready(Ok(balancer_pipe)))
+    })));
+    backends
+}
+
 // A connection was taken before the other tasks of the thread had their turn. What it brought meanwhile was the answer.
 #[test]
 fn an_idle_connection_that_ends_before_the_request_is_written_is_not_used() {
     simulated::enter(0);
     let (_, _, engine) = alone();
-    let conditions = LinkConditions { window: 4096, max_operation: 4096, delay_one_in: 0 };
-    let backends: Rc<RefCell<Vec<Pipe>>> = Rc::default();
-    let connected = Rc::clone(&backends);
-    pipe::set_network(Some(Box::new(move |_| {
-        let (balancer_pipe, backend) = Pipe::pair("b".to_owned(), 0, conditions);
-        connected.borrow_mut().push(backend);
-        Box::pin(std::future::ready(Ok(balancer_pipe)))
-    })));
-    let (balancer_pipe, client) = Pipe::pair("c".to_owned(), 0, conditions);
-    let peer = Peer::from(IpAddr::V4(Ipv4Addr::LOCALHOST));
-    let mut serving = Box::pin(http::serve(engine, ClientStream::Io(Io::Pipe(balancer_pipe)), peer));
+    let backends = record_connections();
+    let (client, mut serving) = connect(engine, ROOMY);
     let mut cx = Context::from_waker(Waker::noop());
     let mut serve = |turns| (0..turns).for_each(|_| assert!(serving.as_mut().poll(&mut cx).is_pending()));
     write(&client, b"GET / HTTP/1.1\r\nHost: sim\r\n\r\n");
@@ -876,24 +888,15 @@ fn an_idle_connection_that_ends_before_the_request_is_written_is_not_used() {
 fn a_tunnel_keeps_no_snapshot() {
     simulated::enter(0);
     let (control, _, engine) = alone();
-    let conditions = LinkConditions { window: 4096, max_operation: 4096, delay_one_in: 0 };
-    let backend: Rc<RefCell<Option<Pipe>>> = Rc::default();
-    let connected = Rc::clone(&backend);
-    pipe::set_network(Some(Box::new(move |_| {
-        let (balancer_pipe, backend) = Pipe::pair("b".to_owned(), 0, conditions);
-        connected.replace(Some(backend));
-        Box::pin(std::future::ready(Ok(balancer_pipe)))
-    })));
-    let (balancer_pipe, client) = Pipe::pair("c".to_owned(), 0, conditions);
+    let backends = record_connections();
+    let (client, mut serving) = connect(engine, ROOMY);
     // The route has rules, which may need what the snapshot holds.
     write(&client, b"GET /paged HTTP/1.1\r\nHost: sim\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n");
-    let peer = Peer::from(IpAddr::V4(Ipv4Addr::LOCALHOST));
-    let mut serving = Box::pin(http::serve(engine, ClientStream::Io(Io::Pipe(balancer_pipe)), peer));
     let mut cx = Context::from_waker(Waker::noop());
     let mut serve = || (0..200).for_each(|_| assert!(serving.as_mut().poll(&mut cx).is_pending()));
     serve();
     let response = b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
-    write(backend.borrow().as_ref().expect("a connection"), response);
+    write(&backends.borrow()[0], response);
     serve();
     let mut received = Vec::new();
     while received.len() < 12 {
@@ -919,11 +922,8 @@ fn a_refusal_that_the_stop_cuts_off_is_counted() {
     let (_, metrics, engine) = alone();
     let mut cx = Context::from_waker(Waker::noop());
     // Smaller than the response, which nobody reads.
-    let (balancer_pipe, client) =
-        Pipe::pair("c".to_owned(), 0, LinkConditions { window: 64, max_operation: 64, delay_one_in: 0 });
+    let (client, mut serving) = connect(engine, LinkConditions { window: 64, max_operation: 64, delay_one_in: 0 });
     write(&client, b"GET / HTTP/1.1\r\nHost sim\r\n\r\n");
-    let peer = Peer::from(IpAddr::V4(Ipv4Addr::LOCALHOST));
-    let mut serving = Box::pin(http::serve(engine, ClientStream::Io(Io::Pipe(balancer_pipe)), peer));
     (0..200).for_each(|_| assert!(serving.as_mut().poll(&mut cx).is_pending()));
     let refusals = || {
         let text = String::from_utf8(metrics.scrape(|_| {})).expect("text");

@@ -261,7 +261,8 @@ pub async fn reply(response: ResponseFuture) -> Result<Reply, h2::Error> {
     Ok(whole(within("a response", response).await?).await)
 }
 
-async fn whole(response: http::Response<RecvStream>) -> Reply {
+/// The response with the rest of its content.
+pub async fn whole(response: http::Response<RecvStream>) -> Reply {
     let (parts, mut content) = response.into_parts();
     let mut body = Vec::new();
     let mut end = End::Complete;

@@ -1,5 +1,5 @@
-//! Malformed requests and heads beyond the limits over HTTP/2: each ends its own stream or connection, has the code that
-//! RFC 9113 names, and reaches no backend.
+//! Malformed requests and heads beyond the limits over HTTP/2: each ends its own stream or connection, has the code
+//! that RFC 9113 names, and reaches no backend.
 
 use h2::Reason;
 use tests::http2::{self, Http2, PREFACE, frame, kind, literals, reply, request, write};

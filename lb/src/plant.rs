@@ -30,7 +30,8 @@ pub(crate) enum Bug {
     ForgottenReset,
     /// A lingering close under TLS ended when the client closed its side, before the close_notify alert was sent.
     LostAlert,
-    /// The wait for a flush went on when the flush had ended: a backend that closed because of a slow client was blamed.
+    /// The wait for a flush went on when the flush had ended: a backend that closed because of a slow client was
+    /// blamed.
     StaleWait,
 }
 

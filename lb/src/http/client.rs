@@ -522,9 +522,9 @@ impl ExchangeDriver<'_, '_> {
     /// of the next request in what was received.
     async fn drive(&mut self, mut event: Event, timer: &mut Timer) -> (RequestEnd, usize) {
         loop {
-            // Before the choice of a backend and an idle connection, not between that and the first write. Meanwhile the
-            // backend may be removed, and the connection may end or bring bytes that nobody has asked for: they would be
-            // taken for the response to a request of which nothing was sent.
+            // Before the choice of a backend and an idle connection, not between that and the first write. Meanwhile
+            // the backend may be removed, and the connection may end or bring bytes that nobody has asked for: they
+            // would be taken for the response to a request of which nothing was sent.
             if matches!(event, Event::Begun | Event::BodyBuffered | Event::Head(_)) {
                 let_others_read().await;
             }
@@ -584,13 +584,11 @@ impl ExchangeDriver<'_, '_> {
                 let response = self.transfer.response();
                 let answer = Answer { status: response.status(), has_body: self.transfer.body.is_at_hand() };
                 let is_asked = asks_for_websocket(self.transfer.buffers, &self.exchange);
-                // Over HTTP/2 a 2xx would tell the client that the WebSocket is open (RFC 8441 §5), even one of an error
-                // page, whose backend was not asked for it.
-                let is_success = matches!(self.exchange.page_status(answer.status), 200..=299);
-                let is_wrong =
-                    is_success && self.request.is_stream && request::asks_for_websocket(self.transfer.buffers);
                 match websocket::answers(response, is_asked) {
-                    Ok(false) if is_wrong => self.failed(Failure::NoWebSocket),
+                    // Even that of an error page, whose backend was not asked for a WebSocket.
+                    Ok(false) if self.would_open_websocket(self.exchange.page_status(answer.status)) => {
+                        self.failed(Failure::NoWebSocket)
+                    }
                     Ok(false) => Event::Head(answer),
                     // A tunnel would outlive the client's permission to connect.
                     Ok(true) if self.request.engine.is_revoked() => self.failed(Failure::ConnectionRevoked),
@@ -608,6 +606,12 @@ impl ExchangeDriver<'_, '_> {
             }
             TransferEvent::Failed(failure) => self.failed(failure),
         }
+    }
+
+    /// Whether a response with this status, which opens no WebSocket, tells the client that one is open: over HTTP/2
+    /// any 2xx does (RFC 8441 §5).
+    fn would_open_websocket(&self, status: u16) -> bool {
+        matches!(status, 200..=299) && self.request.is_stream && request::asks_for_websocket(self.transfer.buffers)
     }
 
     /// Whether the backend has understood what it was asked, and does not only repeat it (RFC 6455 §4.1). Otherwise it
@@ -722,9 +726,7 @@ impl ExchangeDriver<'_, '_> {
             ConfiguredReply::Page(_) => of_status(buffers, exchange, &facts),
             ConfiguredReply::Action | ConfiguredReply::Preflight => StatusFields::default(),
         };
-        let opens_websocket =
-            self.request.is_stream && request::asks_for_websocket(buffers) && matches!(status, 200..=299);
-        let reply = match opens_websocket {
+        let reply = match self.would_open_websocket(status) {
             true => Err(Refusal::NotImplemented),
             false => configured_reply::reply(configured, status, exchange, &facts, form),
         };

@@ -360,8 +360,8 @@ impl<'a> Transfer<'a> {
         self.pace.require(limits.min_rate, limits.send_timeout, total);
     }
 
-    /// Sends the response whose head has been received. `write` writes the head for the client, and returns how the content is
-    /// framed and whether the connection is kept alive.
+    /// Sends the response whose head has been received. `write` writes the head for the client, and returns how the
+    /// content is framed and whether the connection is kept alive.
     pub(super) fn pass(
         &mut self,
         write: impl FnOnce(&mut Buffers, &Content) -> (ResponseBody, bool),

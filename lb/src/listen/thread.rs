@@ -39,6 +39,8 @@ const STOP_CHECK_INTERVAL: Duration = Duration::from_millis(5);
 /// How long a stop waits, after the last exchange, for connections without an exchange: a TLS handshake, half a head,
 /// the rest of a refused request. They might never end.
 const SILENT_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long a socket that is to be closed is still tried after the first failure, for the clients in its backlog.
+const LAST_CLIENTS_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A socket on which a thread accepts; an [`AsyncListener`] once the thread has registered it.
 pub(super) struct Accepting<S = Socket> {
@@ -150,6 +152,8 @@ pub(super) fn run(
                 Some(_) = accepting.join_next() => {}
             }
         }
+        // Now, so that idle clients free their files for those in the backlogs.
+        state.wake_idle();
         // Clients may wait in the backlogs of sockets that have just arrived.
         sockets.close();
         while let Some(socket) = sockets.recv().await {
@@ -259,17 +263,39 @@ async fn accept(
     // Closing the socket would reset clients in its backlog. Only the kernel knows whether there are any: the runtime
     // may not have been notified yet, or may make a task wait that has used up its budget.
     match socket.into_std() {
-        Ok(socket) => loop {
-            let (stream, peer) = match socket.accept() {
-                Ok(accepted) => accepted,
-                Err(e) if matches!(e.kind(), ErrorKind::ConnectionAborted | ErrorKind::Interrupted) => continue,
-                Err(_) => break,
+        Ok(socket) => {
+            let serve = |(stream, peer)| {
+                Accepted { stream, peer, permits: listener.permits_over_limit() }.serve(&listener, &alive);
             };
-            Accepted { stream, peer, permits: listener.permits_over_limit() }.serve(&listener, &alive);
-        },
+            accept_rest(|| socket.accept(), serve, |error| listener.engine.accept_failed(error)).await;
+        }
         Err(e) => tracing::error!("a listening socket cannot be used: {e}"),
     }
     drop(is_open);
+}
+
+/// Accepts until the backlog is empty. A client that has failed in it is passed over. `failed` gives the pause after a
+/// failure, which is more than none where it concerns all of them: after a lack of files, connections that end meanwhile
+/// free some. But failures are borne with for no longer than [`LAST_CLIENTS_TIMEOUT`].
+async fn accept_rest<C>(
+    mut accept: impl FnMut() -> io::Result<C>,
+    mut serve: impl FnMut(C),
+    mut failed: impl FnMut(&io::Error) -> Duration,
+) {
+    let mut first_failure = None;
+    loop {
+        match accept() {
+            Ok(client) => serve(client),
+            Err(e) if e.kind() == ErrorKind::WouldBlock => return,
+            Err(e) => {
+                let now = Instant::now();
+                if now.duration_since(*first_failure.get_or_insert(now)) >= LAST_CLIENTS_TIMEOUT {
+                    return;
+                }
+                tokio::time::sleep(failed(&e)).await;
+            }
+        }
+    }
 }
 
 /// Serves clients that other threads have accepted for this one, until the socket is to be closed or the process stops.
@@ -519,5 +545,50 @@ impl Listener {
             }
             Err(_) => None,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::{Cell, RefCell};
+
+    use rustix::io::Errno;
+
+    use super::*;
+
+    /// Accepts the rest of a backlog, with these failures before each client; the clients that are served. Only a lack
+    /// of files pauses.
+    async fn served(failures: &[&[Errno]]) -> Vec<usize> {
+        let (next, failed, served) = (Cell::new(0), Cell::new(0), RefCell::new(Vec::new()));
+        let accept = || match failures.get(next.get()) {
+            Some(before) if failed.get() < before.len() => {
+                failed.set(failed.get() + 1);
+                Err(before[failed.get() - 1].into())
+            }
+            Some(_) => {
+                failed.set(0);
+                Ok(next.replace(next.get() + 1))
+            }
+            None => Err(Errno::AGAIN.into()),
+        };
+        let pause = |error: &io::Error| match Errno::from_io_error(error) {
+            Some(Errno::MFILE) => LAST_CLIENTS_TIMEOUT / 50,
+            _ => Duration::ZERO,
+        };
+        accept_rest(accept, |client| served.borrow_mut().push(client), pause).await;
+        served.into_inner()
+    }
+
+    // The first failure but an aborted connection ended the loop, and those behind it were reset.
+    #[tokio::test]
+    async fn a_failure_to_accept_one_client_loses_no_other_in_the_backlog() {
+        let failures: [&[Errno]; 4] =
+            [&[], &[Errno::CONNABORTED, Errno::INTR], &[Errno::NETDOWN, Errno::PROTO], &[Errno::MFILE; 3]];
+        assert_eq!(served(&failures).await, [0, 1, 2, 3]);
+    }
+
+    #[tokio::test]
+    async fn a_lack_of_files_that_lasts_ends_the_wait_for_them() {
+        assert_eq!(served(&[&[], &[Errno::MFILE; 1000], &[]]).await, [0]);
     }
 }

@@ -45,6 +45,7 @@ pub(crate) mod kill;
 mod linger;
 mod pace;
 mod request;
+mod response;
 pub(crate) mod splice;
 pub(crate) mod stream;
 mod target;

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use super::buffers::Buffers;
 use super::facts::RequestFacts;
 use super::request::{self, ForwardedFields, Request, RequestState};
-use super::{Engine, client, configured_reply};
+use super::{Engine, configured_reply, response};
 use crate::clock;
 use crate::exchange::headers::{Peer, PeerAddress};
 use crate::exchange::limits::ClientLimits;
@@ -166,6 +166,6 @@ fn answer(
 ) -> End {
     let content = buffers.take_reply(reply);
     buffers.to_client.clear();
-    client::write_head(of, buffers, Persistence::KeepAlive, exchange, false);
+    response::write_head(of, buffers, Persistence::KeepAlive, exchange, false);
     End::Answer { refusal, head: std::mem::take(&mut buffers.to_client), content }
 }

@@ -3,22 +3,22 @@
 //! tunnels. So a backend may respond before it has read the whole request, a client may send everything before it
 //! reads, and a client that disconnects is noticed at any time.
 //!
-//! The states of [`Upload`] and [`Download`] say what each direction does. [`waits`] says what they wait for, and for
-//! how long.
+//! The states of [`Upload`] and [`Download`] say what each direction does; [`upload`] and [`download`] do it. [`waits`]
+//! says what they wait for, and for how long.
 
+mod download;
+mod upload;
 mod waits;
 
 use std::future::{Future, poll_fn};
-use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
-use bytes::{Buf, BufMut, Bytes};
-use tokio::io::AsyncWrite;
-use tokio_util::io::poll_read_buf;
+use bytes::{Buf, Bytes};
 
+use self::download::failure_of;
 use self::waits::Wait;
 use super::Engine;
 use super::body::ResponseBody;
@@ -26,23 +26,22 @@ use super::buffers::Buffers;
 use super::burst::wake_after_others;
 use super::content::{Content, Cursor};
 use super::disconnect::DisconnectWatcher;
-use super::h1::response::{BadResponse, ResponseHead};
-use super::h1::rewrite::{self, Persistence, ResponsePlan};
+use super::h1::response::ResponseHead;
 use super::interim::InterimRate;
 use super::pace::Pace;
-use super::splice::{self, Pipe};
+use super::splice::Pipe;
 use super::stream::ClientStream;
 use super::timer::Timer;
-use super::tunnel::{Tunnel, TunnelProgress};
+use super::tunnel::Tunnel;
 use super::upstream::{Disposition, Upstream};
 use crate::clock;
 use crate::config::{HalfClose, ListenerSettings};
 use crate::exchange::limits::{BackendLimits, ClientLimits};
 use crate::exchange::reply::Reply;
 use crate::failure::{AttemptError, Detail, Failure};
+use crate::message::Parsed;
 use crate::message::framing::Framing;
 use crate::message::limits::Limits;
-use crate::message::{Parsed, Version};
 use crate::plant::Bug;
 use crate::pool::Plan;
 
@@ -604,468 +603,11 @@ impl<'a> Transfer<'a> {
             Ok(None) => PollOutcome::Blocked,
         }
     }
-
-    // --- The upload.
-
-    fn poll_upload(&mut self, cx: &mut Context<'_>) -> Result<Option<TransferEvent>, Failure> {
-        if matches!(self.download, Download::Tunnel(_)) {
-            return Ok(None);
-        }
-        match self.upload {
-            Upload::Buffering => return self.poll_buffer_body(cx),
-            Upload::Sending(_) | Upload::Flushing(_) => self.poll_send(cx)?,
-            Upload::Sent => self.watch_client(cx)?,
-            // A retry may still need the body.
-            Upload::Abandoned(AbandonReason::Stopped) if matches!(self.download, Download::Waiting) => {
-                self.watch_client(cx)?
-            }
-            Upload::Abandoned(AbandonReason::Stopped) if self.body.is_done() => self.watch_client(cx)?,
-            // Some clients read only after sending everything: read the rest and drop it.
-            Upload::Abandoned(AbandonReason::Stopped) => self.drop_input(cx)?,
-            Upload::Abandoned(AbandonReason::Refused) if self.keeps_client => {}
-            // The refusal is sent for as long as the client accepts it.
-            Upload::Abandoned(AbandonReason::Refused) => drop(self.drop_input(cx)),
-        }
-        Ok(None)
-    }
-
-    /// Buffers a small body completely, so that no backend waits for a slow client.
-    fn poll_buffer_body(&mut self, cx: &mut Context<'_>) -> Result<Option<TransferEvent>, Failure> {
-        loop {
-            self.body.take_in(&mut self.buffers.from_client)?;
-            if self.body.is_done() {
-                return Ok(Some(TransferEvent::BodyBuffered));
-            }
-            let missing = self.body.bytes_left(&self.buffers.from_client).and_then(|left| usize::try_from(left).ok());
-            self.buffers.from_client.reserve(missing.unwrap_or(READ_BYTES));
-            match poll_read_buf(Pin::new(&mut *self.client), cx, &mut self.buffers.from_client) {
-                Poll::Ready(Ok(count)) if count > 0 => self.moved.from_client += count as u64,
-                Poll::Ready(_) => return Err(Failure::ClientGone),
-                Poll::Pending => return Ok(None),
-            }
-        }
-    }
-
-    /// Sends as much of the request as possible.
-    fn poll_send(&mut self, cx: &mut Context<'_>) -> Result<(), Failure> {
-        for _ in 0..MAX_CONSECUTIVE_READS {
-            if !self.poll_write_backend(cx) {
-                // The client is not read meanwhile.
-                return self.poll_disconnect(cx);
-            }
-            let Upload::Sending(writing) = &mut self.upload else { return self.watch_client(cx) };
-            let Buffers { to_backend, from_client, .. } = &mut *self.buffers;
-            from_client.reserve(READ_BYTES);
-            match poll_read_buf(Pin::new(&mut *self.client), cx, &mut (&mut *from_client).limit(READ_BYTES)) {
-                Poll::Ready(Ok(count)) if count > 0 => {
-                    self.moved.from_client += count as u64;
-                    self.body.take_in(from_client)?;
-                    self.body.read(&mut writing.cursor, from_client, to_backend);
-                }
-                Poll::Ready(_) => return Err(Failure::ClientGone),
-                Poll::Pending => return Ok(()),
-            }
-        }
-        // Gives the other direction its turn.
-        self.moved.is_unfinished = true;
-        Ok(())
-    }
-
-    /// Writes to the backend. False: it accepts no more for now.
-    fn poll_write_backend(&mut self, cx: &mut Context<'_>) -> bool {
-        let (Upload::Sending(writing) | Upload::Flushing(writing)) = &mut self.upload else { return true };
-        let Some(Upstream::H1(h1)) = &mut self.upstream else { return true };
-        let Buffers { to_backend, from_client, .. } = &mut *self.buffers;
-        loop {
-            let text = &to_backend[writing.written..];
-            let content = if writing.omits_body { 0..0 } else { self.body.unread(writing.cursor) };
-            if text.is_empty() && content.is_empty() {
-                match h1.poll_flush(cx) {
-                    Poll::Ready(Ok(())) => {
-                        let was_unflushed = std::mem::take(&mut writing.is_unflushed);
-                        self.moved.is_unfinished |= was_unflushed && !Bug::StaleWait.is_planted();
-                    }
-                    Poll::Ready(Err(_)) => return self.stop_upload(),
-                    Poll::Pending => {
-                        writing.is_unflushed = true;
-                        return self.wait_for_backend();
-                    }
-                }
-                to_backend.clear();
-                writing.written = 0;
-                if writing.omits_body {
-                    self.upload =
-                        if self.body.is_done() { Upload::Sent } else { Upload::Abandoned(AbandonReason::Stopped) };
-                    return true;
-                }
-                self.body.forget(&[writing.cursor], from_client);
-                if self.body.is_read(writing.cursor) {
-                    self.upload = Upload::Sent;
-                }
-                return true;
-            }
-            match h1.poll_write(cx, text, &from_client[content]) {
-                Poll::Ready(Ok(count)) if count > 0 => {
-                    let of_text = count.min(text.len());
-                    writing.written += of_text;
-                    writing.cursor.pass(count - of_text);
-                    self.moved.to_backend += count as u64;
-                }
-                Poll::Ready(_) => return self.stop_upload(),
-                Poll::Pending => return self.wait_for_backend(),
-            }
-        }
-    }
-
-    /// Ends the upload: the backend accepts no more of the request.
-    fn stop_upload(&mut self) -> bool {
-        // Something was on its way, so the backend did not wait for the client.
-        self.upload_wait = None;
-        self.upload = Upload::Abandoned(AbandonReason::Stopped);
-        self.moved.is_unfinished = true;
-        true
-    }
-
-    /// Waits until the backend accepts more.
-    fn wait_for_backend(&mut self) -> bool {
-        if let Upload::Sending(writing) | Upload::Flushing(writing) = self.upload {
-            self.upload = if self.body.is_done() { Upload::Flushing(writing) } else { Upload::Sending(writing) };
-        }
-        false
-    }
-
-    /// Notices when the client disconnects, and reads pipelined requests.
-    fn watch_client(&mut self, cx: &mut Context<'_>) -> Result<(), Failure> {
-        while !self.has_half_closed {
-            if self.buffers.from_client.len() >= self.body.end() + MAX_PIPELINED_BYTES {
-                return self.poll_disconnect(cx);
-            }
-            self.buffers.from_client.reserve(1024);
-            match poll_read_buf(Pin::new(&mut *self.client), cx, &mut self.buffers.from_client) {
-                Poll::Ready(Ok(count)) if count > 0 => {}
-                Poll::Ready(read) => self.input_ended(read)?,
-                Poll::Pending => return Ok(()),
-            }
-        }
-        Ok(())
-    }
-
-    /// Notices when the client disconnects while nothing of it is read.
-    fn poll_disconnect(&mut self, cx: &mut Context<'_>) -> Result<(), Failure> {
-        let missing = match (self.body.bytes_left(&self.buffers.from_client), self.listener.half_close) {
-            (Some(0), HalfClose::Cancel) => u64::MAX,
-            (Some(missing), _) => missing,
-            (None, _) => 1,
-        };
-        // Bytes that a TLS stream has read from its socket may still be buffered in it.
-        let unseen = if self.client.plain().is_some() { 0 } else { MAX_UNSEEN_TLS_BYTES };
-        self.poll_gone(cx, missing.saturating_sub(unseen))
-    }
-
-    /// Notices when the client has reset the connection, or closed its side with at least `missing` bytes still to
-    /// come.
-    fn poll_gone(&mut self, cx: &mut Context<'_>, missing: u64) -> Result<(), Failure> {
-        let has_disconnected = match (self.client.socket(), &self.disconnect_watcher) {
-            // A stream reports it without being watched. Until it is dropped, its unread bytes occupy the connection's
-            // window.
-            (None, _) => self.client.is_given_up(cx, missing),
-            (Some(_), Some(watcher)) => watcher.has_disconnected(cx, missing),
-            (Some(socket), None) => match DisconnectWatcher::of(socket, &self.engine.backend_limit) {
-                Ok(watcher) => self.disconnect_watcher.insert(watcher).has_disconnected(cx, missing),
-                // Without a free file descriptor, only the time limits remain.
-                Err(_) => false,
-            },
-        };
-        if has_disconnected { Err(Failure::ClientGone) } else { Ok(()) }
-    }
-
-    /// Reads and drops what the client sends, and notices when it disconnects. Bytes beyond the request's content do
-    /// not count as progress; otherwise a client that never reads its response could keep the exchange open forever.
-    fn drop_input(&mut self, cx: &mut Context<'_>) -> Result<(), Failure> {
-        for _ in 0..MAX_CONSECUTIVE_READS {
-            if self.has_half_closed {
-                return Ok(());
-            }
-            match self.client.poll_discard(cx) {
-                Poll::Ready(Ok(count)) if count > 0 => {
-                    self.dropped += count as u64;
-                    let content = self.body.bytes_left(&self.buffers.from_client).or(self.limits.max_body_bytes);
-                    if content.is_none_or(|content| self.dropped <= content) {
-                        self.moved.from_client += count as u64;
-                    }
-                }
-                Poll::Ready(read) => self.input_ended(read)?,
-                Poll::Pending => return Ok(()),
-            }
-        }
-        self.moved.is_unfinished = true;
-        Ok(())
-    }
-
-    /// The client's side has ended, by a close or an error.
-    fn input_ended(&mut self, read: io::Result<usize>) -> Result<(), Failure> {
-        self.has_half_closed = read.is_ok() && self.listener.half_close == HalfClose::Answer;
-        if self.has_half_closed { Ok(()) } else { Err(Failure::ClientGone) }
-    }
-
-    // --- The download.
-
-    fn poll_download(&mut self, cx: &mut Context<'_>) -> Result<Option<TransferEvent>, Failure> {
-        if let Download::Tunnel(tunnel) = &mut self.download {
-            let Some(Upstream::H1(h1)) = &mut self.upstream else { return Ok(Some(TransferEvent::Sent)) };
-            let flow = tunnel.poll(cx, self.client, &mut h1.socket);
-            self.ready = tunnel.sent();
-            self.moved.is_unfinished |= matches!(flow, Poll::Ready(TunnelProgress::Moved));
-            // A client may close its side while the backend still has to accept what it sent.
-            let is_stuck = tunnel.is_up_stuck();
-            let is_over = match flow {
-                Poll::Ready(TunnelProgress::Over) => true,
-                Poll::Pending if is_stuck => self.poll_gone(cx, 0).is_err(),
-                _ => false,
-            };
-            return Ok(is_over.then_some(TransferEvent::Sent));
-        }
-        // Twice, so that bytes read in the first round are written at once.
-        for _ in 0..2 {
-            if !self.poll_write_client(cx)? {
-                return Ok(None);
-            }
-            match self.download {
-                Download::Waiting => return self.poll_head(cx),
-                Download::Sending(_) => {
-                    if !self.poll_content(cx)? {
-                        return Ok(None);
-                    }
-                }
-                Download::Replying(_) => self.reply_on(),
-                Download::Flushing => {
-                    self.download = Download::Sent;
-                    return Ok(Some(TransferEvent::Sent));
-                }
-                Download::HeadReceived(_) | Download::Sent | Download::Tunnel(_) => return Ok(None),
-            }
-        }
-        self.moved.is_unfinished = true;
-        Ok(None)
-    }
-
-    /// Writes to the client, and flushes TLS. False: it accepts no more for now.
-    fn poll_write_client(&mut self, cx: &mut Context<'_>) -> Result<bool, Failure> {
-        let to_client = &mut self.buffers.to_client;
-        if to_client.is_empty() {
-            return Ok(true);
-        }
-        while self.written < to_client.len() {
-            match Pin::new(&mut *self.client).poll_write(cx, &to_client[self.written..]) {
-                Poll::Ready(Ok(count)) if count > 0 => {
-                    self.written += count;
-                    self.moved.to_client += count as u64;
-                }
-                Poll::Ready(_) => return Err(Failure::ClientGone),
-                Poll::Pending => return Ok(false),
-            }
-        }
-        let flushed = match Bug::UnflushedTls.is_planted() {
-            true => Poll::Ready(Ok(())),
-            false => Pin::new(&mut *self.client).poll_flush(cx),
-        };
-        match flushed {
-            Poll::Ready(Ok(())) => {
-                to_client.clear();
-                self.written = 0;
-                self.interim_bytes = 0;
-                let was_unflushed = std::mem::take(&mut self.is_unflushed);
-                self.moved.is_unfinished |= was_unflushed && !Bug::StaleWait.is_planted();
-                Ok(true)
-            }
-            Poll::Ready(Err(_)) => Err(Failure::ClientGone),
-            Poll::Pending => {
-                self.is_unflushed = true;
-                Ok(false)
-            }
-        }
-    }
-
-    /// Reads the head of the final response. Passes interim responses on.
-    fn poll_head(&mut self, cx: &mut Context<'_>) -> Result<Option<TransferEvent>, Failure> {
-        let Some(Upstream::H1(h1)) = &mut self.upstream else { return Ok(None) };
-        let limits = self.plan.as_ref().map_or_else(Limits::default, |plan| plan.settings.limits());
-        loop {
-            let Buffers { from_backend, request, response, .. } = &mut *self.buffers;
-            if !from_backend.is_empty() {
-                match response.parse(from_backend, request.method(), &limits) {
-                    Parsed::Complete(head) if !response.is_interim() => return self.receive_head(head).map(Some),
-                    Parsed::Complete(head) => {
-                        self.pass_interim(head)?;
-                        return Ok(None);
-                    }
-                    Parsed::Partial => {
-                        // Until then the limits of the upload apply: the backend may wait for the rest of that.
-                        let has_request = matches!(self.upload, Upload::Sent | Upload::Abandoned(_));
-                        if let (None, Some(plan), true) = (self.head_by, &self.plan, has_request) {
-                            let own = self.own_limits.as_ref().map(|own| own.response_timeout);
-                            let timeout = own.unwrap_or(plan.settings.response_timeout);
-                            self.head_by = clock::now().checked_add(timeout);
-                        }
-                    }
-                    Parsed::Rejected(bad) => return Err(failure_of(bad)),
-                }
-            }
-            let received = self.buffers.from_backend.end();
-            received.reserve(READ_BYTES);
-            match h1.poll_read(cx, received) {
-                Poll::Ready(Ok(count)) => self.moved.from_backend += count as u64,
-                // It has read everything, or it would have been a reset.
-                Poll::Ready(Err(AttemptError { failure: Failure::Closed, .. })) if self.is_waiting_for_content() => {
-                    return Err(Failure::ClosedDuringUpload);
-                }
-                Poll::Ready(Err(AttemptError { failure, detail })) => {
-                    self.detail = detail;
-                    return Err(failure);
-                }
-                Poll::Pending => return Ok(None),
-            }
-        }
-    }
-
-    /// Keeps the head of the final response, which ends at offset `head`, until the exchange has decided on it.
-    fn receive_head(&mut self, head: usize) -> Result<TransferEvent, Failure> {
-        let Buffers { response, from_backend, .. } = &*self.buffers;
-        // Check the content that arrived with the head while another backend can still be tried.
-        if !ResponseBody::begins_well(response.framing(), &from_backend[head..]) {
-            return Err(Failure::ResponseBodyMalformed);
-        }
-        self.download = Download::HeadReceived(head);
-        Ok(TransferEvent::Head)
-    }
-
-    /// Passes an interim response on. A client gets at most one 100: an earlier attempt or Evenkeel itself may have
-    /// sent it.
-    fn pass_interim(&mut self, head: usize) -> Result<(), Failure> {
-        if !self.interim.allows(clock::now()) {
-            return Err(Failure::TooManyInterimResponses);
-        }
-        let Buffers { response, from_backend, to_client, request, .. } = &mut *self.buffers;
-        let is_said = response.status() == 100 && std::mem::replace(&mut self.body.has_continued, true);
-        if request.version() == Version::Http11 && !is_said {
-            let plan = ResponsePlan::new(response, Version::Http11, Persistence::KeepAlive, &[]);
-            rewrite::response(response, from_backend, &plan, to_client);
-            self.interim_bytes = to_client.len();
-        }
-        from_backend.drop_first(head);
-        response.clear();
-        // Each interim response restarts the time limit for the response, as with nginx's `proxy_read_timeout`: a
-        // backend sends them to show that it is still working.
-        self.head_by = None;
-        self.moved.is_unfinished = true;
-        Ok(())
-    }
-
-    /// Continues with the content, once the client has accepted everything before it. False: nothing is available for
-    /// now.
-    fn poll_content(&mut self, cx: &mut Context<'_>) -> Result<bool, Failure> {
-        let Download::Sending(content) = &mut self.download else { return Ok(false) };
-        let Some(Upstream::H1(h1)) = &mut self.upstream else { return Err(Failure::ResponseTruncated) };
-        if content.has_broken {
-            return Err(Failure::ResponseBodyMalformed);
-        }
-        let body = &mut content.body;
-        if content.pipe.is_none() && !content.is_copied && body.plain_bytes_left() >= Some(splice::MIN_SPLICE_BYTES) {
-            content.pipe = self.client.plain().and(h1.socket.plain()).and_then(|_| Pipe::take().ok());
-            content.is_copied = content.pipe.is_none();
-        }
-        if let (Some(pipe), Some(client), Some(backend)) = (&mut content.pipe, self.client.plain(), h1.socket.plain()) {
-            if !pipe.is_empty() {
-                return match pipe.poll_empty(cx, client) {
-                    Poll::Ready(Ok(count)) if count > 0 => {
-                        self.moved.to_client += count as u64;
-                        body.skip(count as u64);
-                        self.ready = body.sent;
-                        if body.is_done() {
-                            if let Some(pipe) = content.pipe.take() {
-                                pipe.give_back();
-                            }
-                            self.download = Download::Flushing;
-                        }
-                        Ok(true)
-                    }
-                    Poll::Ready(_) => Err(Failure::ClientGone),
-                    Poll::Pending => Ok(false),
-                };
-            }
-            let max = body.plain_bytes_left().map_or(0, |left| usize::try_from(left).unwrap_or(usize::MAX));
-            return match pipe.poll_fill(cx, backend, max) {
-                Poll::Ready(Ok(count)) if count > 0 => {
-                    self.moved.from_backend += count as u64;
-                    Ok(true)
-                }
-                Poll::Ready(_) => Err(self.broken_off()),
-                Poll::Pending => Ok(false),
-            };
-        }
-        let Buffers { to_client, from_backend, .. } = &mut *self.buffers;
-        let is_plain = body.is_plain();
-        let buffer = if is_plain { &mut *to_client } else { from_backend.end() };
-        buffer.reserve(content.read_bytes);
-        match h1.poll_read(cx, buffer) {
-            Poll::Pending => return Ok(false),
-            Poll::Ready(Ok(count)) => {
-                self.moved.from_backend += count as u64;
-                if count >= content.read_bytes {
-                    content.read_bytes = (2 * content.read_bytes).min(MAX_READ_BYTES);
-                }
-                let used = if is_plain {
-                    body.pass(to_client).inspect(|&used| to_client.truncate(used))
-                } else {
-                    let used = body.take(from_backend, to_client);
-                    from_backend.clear();
-                    used
-                };
-                match used {
-                    Ok(used) => h1.has_surplus |= used < count,
-                    Err(_) => content.has_broken = true,
-                }
-            }
-            Poll::Ready(Err(lost)) => {
-                if lost.failure == Failure::Reset || body.end_of_input(to_client).is_err() {
-                    return Err(self.broken_off());
-                }
-                self.moved.is_unfinished = true;
-            }
-        }
-        self.ready = body.sent;
-        if body.is_done() {
-            self.download = Download::Flushing;
-        }
-        Ok(true)
-    }
-
-    /// The failure for a response that the backend truncated. The client is at fault if it kept the backend waiting: a
-    /// backend may limit how long it waits for its response to be read.
-    fn broken_off(&self) -> Failure {
-        if self.client_lag < MIN_CLIENT_LAG { Failure::ResponseTruncated } else { Failure::ClosedDuringDownload }
-    }
 }
 
 impl BytesMoved {
     fn is_anything(&self) -> bool {
         self.is_unfinished || self.from_client + self.to_backend + self.from_backend + self.to_client > 0
-    }
-}
-
-/// Whose fault a malformed head is. The server writes the status line, but the application writes the fields, and some
-/// of them may contain text from the client.
-fn failure_of(bad: BadResponse) -> Failure {
-    match bad {
-        BadResponse::HeadTooLarge => Failure::ResponseHeadTooLarge,
-        BadResponse::TooManyFields => Failure::ResponseTooManyFields,
-        BadResponse::Version | BadResponse::Status | BadResponse::ReasonPhrase | BadResponse::StatusLineTooLong => {
-            Failure::NotHttp
-        }
-        BadResponse::UnaskedUpgrade | BadResponse::Upgrade => Failure::UnaskedUpgrade,
-        BadResponse::Truncated => Failure::ResponseTruncated,
-        BadResponse::Chunk(_) => Failure::ResponseBodyMalformed,
-        _ => Failure::ResponseHeadMalformed,
     }
 }
 

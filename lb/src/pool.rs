@@ -188,9 +188,11 @@ impl Pool {
             // Backends that take no traffic have no endpoints here.
             let wanted = sticky.and_then(|index| Some((index, candidates.lease(index)?)));
             let picked = wanted.or_else(|| view.balance.lease(&candidates, key));
-            // If all remaining ones have been ejected since, the next view decides.
-            let anybody = || view.balance.lease(&Candidates { skips_ejected: false, ..candidates }, key);
-            if skips_ejected { picked.or_else(anybody) } else { picked }
+            if picked.is_some() || !skips_ejected || (Candidates { skips_full: false, ..candidates }).has_any() {
+                return picked;
+            }
+            // All remaining ones have been ejected since: the next view decides.
+            view.balance.lease(&Candidates { skips_ejected: false, ..candidates }, key)
         };
         let (index, lease) = match plan.has_limits {
             false => match pick() {
@@ -793,6 +795,20 @@ mod tests {
         for index in 0..2 {
             assert!(eject(&pool, &backend(&pool, index), Instant::now()).is_some());
         }
+        assert!(matches!(choose(), Pick::Queue(_)));
+    }
+
+    // Until the next list of candidates was made, such requests went to the ejected backend.
+    #[test]
+    fn requests_wait_for_a_full_backend_beside_one_that_was_ejected_a_moment_ago() {
+        let mut config = config(&[("a:1", 1), ("b:1", 1)], &SETTINGS.replace("34", "100"));
+        config.backends[0].max_connections = std::num::NonZero::new(1);
+        let pool = pool(&config);
+        let key = Key { client: Some(std::net::Ipv4Addr::LOCALHOST.into()) };
+        assert!(eject(&pool, &backend(&pool, 1), Instant::now()).is_some());
+        let choose = || pool.choose(&key, None, &[], false);
+        let only = chosen(choose()).expect("room");
+        assert_eq!(only.lease.backend().address.as_str(), "a:1");
         assert!(matches!(choose(), Pick::Queue(_)));
     }
 

@@ -520,6 +520,10 @@ impl Connection {
     /// Ends the connection because of an error of the client.
     pub fn fail(&mut self, code: Code, why: &'static str) {
         if self.error.is_none() {
+            // The client would repeat a request that GOAWAY calls unread.
+            if let Some(block) = &self.block {
+                self.last_id = self.last_id.max(block.id);
+            }
             self.error = Some((code, why));
             self.close(code, why);
         }
@@ -613,7 +617,7 @@ impl Connection {
     }
 
     fn continuation(&mut self, id: u32, more: &[u8], is_last: bool) -> Result<(), FrameError> {
-        let Some(mut block) = self.block.take() else { return Ok(()) };
+        let Some(block) = &mut self.block else { return Ok(()) };
         if block.id != id {
             return Err(FrameError::Connection(Code::Protocol, "fields that are continued on another stream"));
         }
@@ -621,16 +625,13 @@ impl Connection {
         // Larger than what is answered 431, so that such a head can be read to its end.
         let max_bytes = (2 * self.list_bytes).max(MAX_PAYLOAD);
         if block.continuations > MAX_CONTINUATIONS || block.bytes.len() + more.len() > max_bytes {
-            // The client would repeat a request that GOAWAY calls unread.
-            self.last_id = self.last_id.max(id);
             return Err(FrameError::Connection(Code::EnhanceYourCalm, "fields without end"));
         }
         block.bytes.extend_from_slice(more);
-        if is_last {
-            return self.fields(id, &block.bytes, block.is_end, block.depends_on_itself);
+        match self.block.take_if(|_| is_last) {
+            Some(block) => self.fields(id, &block.bytes, block.is_end, block.depends_on_itself),
+            None => Ok(()),
         }
-        self.block = Some(block);
-        Ok(())
     }
 
     /// A whole block of fields: the head of a request, or its trailers.

@@ -198,3 +198,22 @@ fn goaway_is_sent_twice() {
     client.send(&frame(0, 0, 1, b"x"));
     assert_eq!(client.sent().len(), 1);
 }
+
+// It named the one before, so the client repeated the one that had broken the connection.
+#[test]
+fn goaway_names_the_stream_of_a_head_that_has_not_ended() {
+    let endings: [fn(&mut Client); 3] = [
+        |client| client.connection.fail(Code::EnhanceYourCalm, "late"),
+        |client| client.send(&frame(9, 0, 5, b"x")),
+        |client| client.send(&frame(0, 0, 1, b"x")),
+    ];
+    for (at, end) in endings.into_iter().enumerate() {
+        let mut client = Client::new();
+        client.ask(1);
+        client.send(&head(END_STREAM, 3));
+        end(&mut client);
+        let sent = client.sent();
+        let (.., goaway) = sent.iter().find(|(kind, ..)| *kind == 7).expect("a GOAWAY");
+        assert_eq!(goaway[..4], [0, 0, 0, 3], "case {at}");
+    }
+}

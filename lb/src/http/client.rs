@@ -294,6 +294,7 @@ async fn serve_one(
         forwarded,
         state: RequestState::default(),
         is_stream: client.is_stream(),
+        is_connect: client.is_connect(),
         is_tls: client.is_tls(),
         limits: ClientLimits::of_listener(listener),
     };
@@ -478,7 +479,14 @@ impl Request<'_> {
             return None;
         }
         let (rules, facts) = without_route(self, buffers, &snapshot)?;
-        configured_reply::page_for(rules, refusal, &facts)
+        let page = configured_reply::page_for(rules, refusal, &facts);
+        page.filter(|(_, status)| !self.would_open_websocket(*status))
+    }
+
+    /// Whether a response with this status, which opens no WebSocket, tells the client that one is open: over HTTP/2
+    /// any 2xx does (RFC 8441 §5).
+    fn would_open_websocket(&self, status: u16) -> bool {
+        matches!(status, 200..=299) && self.is_connect
     }
 
     /// Counts and logs the request.
@@ -579,7 +587,7 @@ impl ExchangeDriver<'_, '_> {
                 let is_asked = asks_for_websocket(self.transfer.buffers, &self.exchange);
                 match websocket::answers(response, is_asked) {
                     // Even that of an error page, whose backend was not asked for a WebSocket.
-                    Ok(false) if self.would_open_websocket(self.exchange.page_status(answer.status)) => {
+                    Ok(false) if self.request.would_open_websocket(self.exchange.page_status(answer.status)) => {
                         self.failed(Failure::NoWebSocket)
                     }
                     Ok(false) => Event::Head(answer),
@@ -599,12 +607,6 @@ impl ExchangeDriver<'_, '_> {
             }
             TransferEvent::Failed(failure) => self.failed(failure),
         }
-    }
-
-    /// Whether a response with this status, which opens no WebSocket, tells the client that one is open: over HTTP/2
-    /// any 2xx does (RFC 8441 §5).
-    fn would_open_websocket(&self, status: u16) -> bool {
-        matches!(status, 200..=299) && self.request.is_stream && request::asks_for_websocket(self.transfer.buffers)
     }
 
     /// Whether the backend has understood what it was asked, and does not only repeat it (RFC 6455 §4.1). Otherwise it
@@ -719,7 +721,7 @@ impl ExchangeDriver<'_, '_> {
             ConfiguredReply::Page(_) => of_status(buffers, exchange, &facts),
             ConfiguredReply::Action | ConfiguredReply::Preflight => StatusFields::default(),
         };
-        let reply = match self.would_open_websocket(status) {
+        let reply = match self.request.would_open_websocket(status) {
             true => Err(Refusal::NotImplemented),
             false => configured_reply::reply(configured, status, exchange, &facts, form),
         };

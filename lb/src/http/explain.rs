@@ -78,6 +78,7 @@ pub(crate) fn explain(engine: &Engine, question: &Question<'_>) -> Result<Explan
         forwarded: ForwardedFields::default(),
         state: RequestState::default(),
         is_stream: false,
+        is_connect: false,
         is_tls: question.is_tls,
         limits: ClientLimits::of_listener(&listener),
     };

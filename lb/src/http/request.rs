@@ -109,6 +109,8 @@ pub(super) struct Request<'a> {
     pub state: RequestState,
     /// It is an HTTP/2 stream.
     pub is_stream: bool,
+    /// It came as a CONNECT, on a stream.
+    pub is_connect: bool,
     /// Its connection uses TLS.
     pub is_tls: bool,
     /// The client limits: the listener's, then the route's once it is known.

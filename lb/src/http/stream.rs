@@ -39,6 +39,11 @@ impl ClientStream {
         matches!(self, Self::Http2(_))
     }
 
+    /// Whether a 2xx would tell the client that a WebSocket is open.
+    pub(crate) fn is_connect(&self) -> bool {
+        matches!(self, Self::Http2(stream) if stream.is_connect())
+    }
+
     /// Whether the request's head is known to exceed the limit. Its end is not read then.
     pub(crate) fn has_too_large_head(&self) -> bool {
         matches!(self, Self::Http2(stream) if stream.is_too_large())

@@ -237,7 +237,8 @@ async fn a_client_that_does_not_read_is_not_sent_more() {
 #[tokio::test]
 async fn a_failed_websocket_is_not_answered_by_success() {
     let a = Origin::start("a").await;
-    let text = "[[site]]\nhosts = [\"site.example\"]\n[[site.route]]\npath = \"/text\"\nrespond = { body = \"text\" }\n\
+    let text = "[[site]]\nhosts = [\"site.example\", \"\"]\nerror_pages = { 400 = { text = \"fine\", status = 200 } }\n\
+                [[site.route]]\npath = \"/text\"\nrespond = { body = \"text\" }\n\
                 [[site.route]]\npath = \"/status\"\npool = \"app\"\nintercept_errors = true\n\
                 [site.route.error_pages]\n500 = { path = \"/page\", status = \"page\" }\n\
                 503 = { path = \"/page\", status = 200 }\n\
@@ -274,6 +275,9 @@ async fn a_failed_websocket_is_not_answered_by_success() {
     for path in ["/status/500", "/status/503"] {
         assert_eq!(client.websocket(path, &[]).await.err().expect("no WebSocket").status, 502, "{path}");
     }
+    // Nor by that of a request without a route.
+    assert_eq!(client.get("/../x").await.status, 200);
+    assert_eq!(client.websocket("/../x", &[]).await.err().expect("no WebSocket").status, 400);
     a.forget_script();
     let (declared, _) = [("content-length", "5")].split_at(1);
     assert_eq!(client.websocket("/", declared).await.err().expect("no WebSocket").status, 400);

@@ -29,6 +29,8 @@ pub struct Request {
     /// The head exceeds the limit: `text` has its first lines only, and no end.
     pub is_too_large: bool,
     pub method: Method,
+    /// The client has asked with CONNECT, for a WebSocket or anything else.
+    pub is_connect: bool,
     pub content: Content,
     /// Content-Length.
     pub declared: Option<u64>,
@@ -234,7 +236,8 @@ impl RequestReader {
         }
         let method = value_of(&self.pseudo, self.method);
         let method = if self.is_websocket { Method::Get } else { Method::of(method) };
-        let content = match (is_end, self.is_connect, self.has_length) {
+        let is_connect = self.is_connect;
+        let content = match (is_end, is_connect, self.has_length) {
             (true, ..) => Content::Nothing,
             (_, true, _) => Content::Tunnel,
             (_, _, true) => Content::Plain,
@@ -242,7 +245,8 @@ impl RequestReader {
         };
         let is_too_large = !fits || self.text.len() + self.cookies.len() > self.max_bytes / 2;
         if is_too_large {
-            return Some(Request { text: cut(&self.text), is_too_large, method, content, declared: self.declared });
+            let text = cut(&self.text);
+            return Some(Request { text, is_too_large, method, is_connect, content, declared: self.declared });
         }
         let out = &mut self.text;
         if !self.cookies.is_empty() {
@@ -261,7 +265,7 @@ impl RequestReader {
             write_field(b"transfer-encoding", b"chunked", out);
         }
         out.extend_from_slice(b"\r\n");
-        Some(Request { text: self.text, is_too_large, method, content, declared: self.declared })
+        Some(Request { text: self.text, is_too_large, method, is_connect, content, declared: self.declared })
     }
 }
 

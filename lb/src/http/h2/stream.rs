@@ -59,6 +59,7 @@ pub(crate) struct Http2Stream {
     data: usize,
     input: Input,
     method: Method,
+    is_connect: bool,
     output: Output,
     /// The window that kept the last write back.
     shut_window: Option<ShutWindow>,
@@ -98,7 +99,7 @@ enum Output {
 
 impl Http2Stream {
     pub(crate) fn new(link: Arc<Link>, id: u32, request: Request) -> Self {
-        let Request { text, is_too_large, method, content, .. } = request;
+        let Request { text, is_too_large, method, is_connect, content, .. } = request;
         let input = match content {
             Content::Nothing => Input::Ended,
             Content::Plain => Input::Plain,
@@ -115,11 +116,17 @@ impl Http2Stream {
             data: 0,
             input,
             method,
+            is_connect,
             output,
             shut_window: None,
             share_since: None,
             is_shut_down: false,
         }
+    }
+
+    /// Whether the client has asked with CONNECT: any 2xx would say that its WebSocket is open (RFC 8441 §5).
+    pub(crate) fn is_connect(&self) -> bool {
+        self.is_connect
     }
 
     /// Whether the head of the request exceeds the limit. Then what is read of it has no end.
@@ -260,7 +267,7 @@ impl Http2Stream {
         };
         let asks_for_tunnel = matches!(self.input, Input::WebSocket | Input::Closed);
         // To a CONNECT any 2xx would say that the WebSocket is open.
-        if asks_for_tunnel && matches!(response.status(), 200..=299) {
+        if self.is_connect && matches!(response.status(), 200..=299) {
             return Poll::Ready(Err(io::ErrorKind::InvalidData.into()));
         }
         let (is_interim, opens_tunnel) = (response.is_interim(), response.status() == 101);

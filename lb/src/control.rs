@@ -646,7 +646,12 @@ impl Control {
         }
     }
 
-    fn put_in_force(&self, before: &Snapshot, config: Config, rings: &Rings, commit: Commit) -> Arc<Snapshot> {
+    fn put_in_force(&self, before: &Snapshot, mut config: Config, rings: &Rings, commit: Commit) -> Arc<Snapshot> {
+        // Tunnels keep the tables of their beginning, which may be large.
+        let tables = &before.config.values;
+        if !Arc::ptr_eq(tables, &config.values) && *tables == config.values {
+            config.values = Arc::clone(tables);
+        }
         self.metrics.count_each_status(config.metrics.exact_status);
         let former_plans: Vec<Arc<Plan>> = before.pools.iter().map(|pool| pool.plan()).collect();
         let after = Arc::new(Snapshot::new(config, Some(before), rings, &self.metrics, &self.state.secret));
@@ -948,6 +953,20 @@ mod tests {
         assert!(Arc::ptr_eq(&pool_before, &pool(&control)));
         assert_eq!(pool_before.plan().algorithm, Algorithm::IpHash);
         assert_eq!(pool_before.plan().backends().count(), 2);
+    }
+
+    // Each reload made new ones, and each tunnel kept those of its beginning.
+    #[test]
+    fn tables_that_are_the_same_are_kept() {
+        let control = control();
+        let tables = Arc::clone(&control.snapshot().config.values);
+        let change = |_: &ChangeState, before: &Snapshot| {
+            let mut wanted = before.config.clone();
+            wanted.values = Arc::new((*wanted.values).clone());
+            Ok::<_, Infallible>(PreparedChange { config: Some(wanted), record: None, result: () })
+        };
+        assert!(control.take_up(None, change).is_ok());
+        assert!(Arc::ptr_eq(&tables, &control.snapshot().config.values));
     }
 
     #[test]

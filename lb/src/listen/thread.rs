@@ -134,6 +134,8 @@ pub(super) fn run(
             Err(e) => (Vec::new(), Err(e)),
         };
         let _ = result.send(registered);
+        // If another thread panics before it has sent its own, nobody waits for that.
+        drop(result);
         if may_accept.await.is_err() {
             return false;
         }

@@ -1,5 +1,5 @@
-//! Old bugs, kept to check that the simulation can find them. Each existed once in the code, and a unit test can plant
-//! it again on its thread. In production nothing of them is left: the check is a constant.
+//! Bugs, kept to check that the simulation can find them. Nearly all existed once in the code, and a unit test can plant
+//! them again on its thread. In production nothing of them is left: the check is a constant.
 //!
 //! A switch at run time needs only one build for all bugs; `--cfg` would need one build per bug, and nobody would run
 //! them.
@@ -33,11 +33,13 @@ pub(crate) enum Bug {
     /// The wait for a flush went on when the flush had ended: a backend that closed because of a slow client was
     /// blamed.
     StaleWait,
+    /// A connection that became free woke nobody who waited for it.
+    LostWakeup,
 }
 
 impl Bug {
     #[cfg(test)]
-    pub(crate) const ALL: [Self; 11] = [
+    pub(crate) const ALL: [Self; 12] = [
         Self::PoisonedConnection,
         Self::HalfDuplex,
         Self::BlamedBackend,
@@ -49,6 +51,7 @@ impl Bug {
         Self::ForgottenReset,
         Self::LostAlert,
         Self::StaleWait,
+        Self::LostWakeup,
     ];
 
     /// Whether this bug is planted.

@@ -223,7 +223,8 @@ fn scenario(seed: u64) {
     if are_backends_tls {
         config.pools[0].settings.transport.tls = Some(tls::to_backends());
     }
-    if seed % 5 == 2 {
+    let has_limits = seed % 5 == 2;
+    if has_limits {
         for (number, backend) in (1..).zip(&mut config.pools[0].backends) {
             backend.max_connections = NonZero::new(number);
         }
@@ -232,7 +233,8 @@ fn scenario(seed: u64) {
     let half_close = config.listeners[0].settings.half_close;
     let max_body = config.listeners[0].settings.max_body_bytes;
     let control = Arc::new(Control::new(Path::new("/evenkeel.toml"), config, METRICS.with(Arc::clone)));
-    let client_limit = ConnectionLimit::new(if one_in(8) { between(1, 3) as usize } else { 1000 });
+    let has_few_places = one_in(8);
+    let client_limit = ConnectionLimit::new(if has_few_places { between(1, 3) as usize } else { 1000 });
     let backend_limit = ConnectionLimit::new(100_000);
     let shutdown = Shutdown::new();
     shutdown.run();
@@ -302,14 +304,23 @@ fn scenario(seed: u64) {
         let plans = (0..between(1, 2)).map(plan).collect();
         spawn(TaskKind::Actor, run_client(Rc::clone(&balancer), client, delay, plans, scale, has_long_pauses));
     }
-    if one_in(3) {
+    let changes = one_in(3);
+    if changes {
         spawn(TaskKind::Actor, operator::changes(Rc::clone(&balancer), between(1, 8), backends));
     }
-    if one_in(6) {
+    let stops = one_in(6);
+    if stops {
         spawn(TaskKind::Background, operator::stop(Rc::clone(&balancer)));
     }
+    history::with(|history| {
+        history.is_calm = !(clients_fail || backends_fail || has_long_pauses || has_few_places || changes || stops);
+        history.has_limits = has_limits;
+    });
     spawn(TaskKind::Background, operator::housekeeping(Rc::clone(&balancer)));
-    let end = executor::run(MAX_RUN_TIME, check_progress);
+    let end = executor::run(MAX_RUN_TIME, || {
+        check_progress();
+        check_queues(&balancer);
+    });
     check_end_state(&balancer, end);
 }
 
@@ -634,6 +645,23 @@ fn check_progress() {
     stalled.into_iter().for_each(report_violation);
 }
 
+/// Likewise, no exchange may wait for a backend that has room.
+fn check_queues(balancer: &Balancer) {
+    if !history::with(|history| history.is_calm() && history.has_limits) {
+        return;
+    }
+    for pool in &balancer.control.snapshot().pools {
+        let plan = pool.plan();
+        // A name may lead nowhere.
+        let mut backends = plan.backends().map(|(member, _)| &member.backend).filter(|it| it.address.as_str() != NAME);
+        if plan.queue.waiting() > 0
+            && let Some(backend) = backends.find(|backend| !backend.is_full())
+        {
+            report_violation(format!("an exchange waits although {} has room", backend.address));
+        }
+    }
+}
+
 /// Describes bytes of an exchange that the balancer leaves unread although the other side has room for them.
 fn stalled_in_link(exchange: &Exchange) -> Option<String> {
     let (client, current) = (exchange.client.as_ref()?, exchange.current.as_ref()?);
@@ -705,6 +733,17 @@ fn check_end_state(balancer: &Balancer, end: RunEnd) {
                 && status != 418
             {
                 return Some(format!("exchange {} has {status} from a route that answers 418", exchange.request.id));
+            }
+            if history.is_calm()
+                && !history.has_limits
+                && exchange.request.route == Route::Proxy
+                // A backend need not open the WebSocket.
+                && !exchange.request.upgrades
+                && let Some(ResponseOrigin::Balancer { status }) = exchange.response
+                // What has content may not be repeated when its connection turns out to be stale.
+                && (status != 502 || !exchange.request.has_content())
+            {
+                return Some(format!("exchange {} has {status} for no reason", exchange.request.id));
             }
             let sound = exchange.attempts.iter().position(|attempt| attempt.is_faultless);
             if let (Some(attempt), false) = (

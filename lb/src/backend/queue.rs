@@ -5,6 +5,8 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use tokio::sync::Notify;
 
+use crate::plant::Bug;
+
 #[derive(Debug, Default)]
 pub struct Queue {
     waiting: AtomicUsize,
@@ -29,7 +31,7 @@ impl Queue {
     /// Wakes one exchange: capacity for one is free.
     pub fn free_one(&self) {
         self.freed.fetch_add(1, Ordering::SeqCst);
-        if self.waiting() > 0 {
+        if self.waiting() > 0 && !Bug::LostWakeup.is_planted() {
             self.called.notify_one();
         }
     }

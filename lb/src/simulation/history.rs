@@ -42,6 +42,12 @@ pub(super) enum Route {
     ErrorPages,
 }
 
+impl PlannedRequest {
+    pub(super) fn has_content(&self) -> bool {
+        self.method == "POST" || self.framing != Framing::None
+    }
+}
+
 impl Route {
     pub(super) fn prefix(self) -> &'static str {
         match self {
@@ -237,12 +243,22 @@ pub(super) struct History {
     pub backends: Vec<(Arc<Backend>, u64, u64)>,
     /// All connections so far.
     pub links: Vec<Arc<Link>>,
+    /// Nobody is meant to commit a fault, and nothing changes or stops.
+    pub is_calm: bool,
+    /// Backends have limits, so that exchanges may wait for them in vain.
+    pub has_limits: bool,
     /// The time limit of the graceful stop is over, and the balancer drops all exchanges.
     pub has_stop_timed_out: bool,
     pub coverage: u64,
 }
 
 impl History {
+    /// Whether nothing in this run excuses a failure.
+    pub(super) fn is_calm(&self) -> bool {
+        // A backend that answers early may commit one all the same.
+        self.is_calm && self.faults.iter().all(|&faults| faults == 0)
+    }
+
     /// Whether a reset may discard the response after it was sent, because the client has pipelined further requests. A
     /// request that arrives after a stopping balancer has closed the idle connection causes a reset. An incomplete
     /// response to HTTP/1.0 ends with a reset, since a plain close would make it look complete.

@@ -46,7 +46,7 @@ use sources::{Parsed, Sources};
 use template::Template;
 use values::DAY;
 
-#[cfg(all(test, feature = "pingora-proxy"))]
+#[cfg(test)]
 pub(crate) use tests::keys;
 
 /// Every setting with its default and a line of explanation.

@@ -793,7 +793,6 @@ pub(super) fn leaves<'t>(table: &'t DeTable<'t>, path: &str, found: &mut Vec<(St
 }
 
 /// Every key of `default.toml` with a value or an example, such as `pool.probe.path`.
-#[cfg(feature = "pingora-proxy")]
 pub(crate) fn keys() -> BTreeSet<String> {
     let with_examples = with_examples();
     let table = DeTable::parse(&with_examples).expect("valid");

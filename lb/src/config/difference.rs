@@ -1,6 +1,7 @@
 //! Describes how two configurations differ, independently of the settings' names: both are compared in the JSON form of
 //! the admin API. Elements of lists are matched by name, so that an additional pool does not appear as a change of all.
 
+use std::borrow::Cow;
 use std::path::PathBuf;
 
 use serde::Serialize;
@@ -61,11 +62,26 @@ pub(crate) fn difference_of<T: Serialize>(section: &str, before: &T, after: &T) 
 fn compare(path: &str, before: &Value, after: &Value, differences: &mut Vec<String>) {
     match (before, after) {
         _ if before == after => {}
-        (Value::Object(before), Value::Object(after)) => objects(path, before, after, differences),
+        (Value::Object(before), Value::Object(after)) => {
+            objects(path, &listed(before, after), &listed(after, before), differences);
+        }
         (Value::Array(before), Value::Array(after)) if are_named(before) && are_named(after) => {
             lists(path, before, after, differences);
         }
         _ => differences.push(format!("{path} {} instead of {}", shown(after), shown(before))),
+    }
+}
+
+/// A listener with one address as one with a list, if `other` has a list: the two keys are one setting.
+fn listed<'a>(part: &'a Map<String, Value>, other: &Map<String, Value>) -> Cow<'a, Map<String, Value>> {
+    match part.get("address") {
+        Some(address) if other.contains_key("addresses") => {
+            let mut listed = part.clone();
+            listed.remove("address");
+            listed.insert("addresses".to_owned(), Value::Array(vec![address.clone()]));
+            Cow::Owned(listed)
+        }
+        _ => Cow::Borrowed(part),
     }
 }
 
@@ -192,6 +208,16 @@ pool = \"app\"
             assert!(differences.iter().any(|line| line == expected), "{expected:?} in {differences:#?}");
         }
         assert_eq!(differences.len(), 12, "{differences:#?}");
+    }
+
+    // Two lines said "address none instead of …" and "addresses … instead of none".
+    #[test]
+    fn another_address_of_a_listener_is_one_difference() {
+        let [one, two] = ["address = \"127.0.0.1:1\"", "addresses = [\"127.0.0.1:1\", \"127.0.0.1:2\"]"]
+            .map(|key| config(&BEFORE.replace("address = \"127.0.0.1:8888\"", &format!("name = \"web\"\n{key}"))));
+        let (one_shown, two_shown) = ("[\"127.0.0.1:1\"]", "[\"127.0.0.1:1\",\"127.0.0.1:2\"]");
+        assert_eq!(difference(&one, &two), [format!("listener web: addresses {two_shown} instead of {one_shown}")]);
+        assert_eq!(difference(&two, &one), [format!("listener web: addresses {one_shown} instead of {two_shown}")]);
     }
 
     #[test]

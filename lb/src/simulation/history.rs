@@ -244,7 +244,7 @@ pub(super) struct History {
     /// All connections so far.
     pub links: Vec<Arc<Link>>,
     /// Nobody is meant to commit a fault, and nothing changes or stops.
-    pub is_calm: bool,
+    pub is_meant_to_be_calm: bool,
     /// Backends have limits, so that exchanges may wait for them in vain.
     pub has_limits: bool,
     /// The time limit of the graceful stop is over, and the balancer drops all exchanges.
@@ -256,7 +256,7 @@ impl History {
     /// Whether nothing in this run excuses a failure.
     pub(super) fn is_calm(&self) -> bool {
         // A backend that answers early may commit one all the same.
-        self.is_calm && self.faults.iter().all(|&faults| faults == 0)
+        self.is_meant_to_be_calm && self.faults.iter().all(|&faults| faults == 0)
     }
 
     /// Whether a reset may discard the response after it was sent, because the client has pipelined further requests. A

@@ -4,9 +4,10 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
+use super::checks::record_backends;
 use super::history::{Coverage, cover, trace, with};
 use super::random::{below, milliseconds, one_in, pick};
-use super::{Balancer, NAME, NAME_TARGETS, address, record_backends};
+use super::{Balancer, NAME, NAME_TARGETS, address};
 use crate::backend::ProbeReport;
 use crate::change::Author;
 use crate::clock;

@@ -188,6 +188,7 @@ impl Pool {
             // Backends that take no traffic have no endpoints here.
             let wanted = sticky.and_then(|index| Some((index, candidates.lease(index)?)));
             let picked = wanted.or_else(|| view.balance.lease(&candidates, key));
+            // One that is only full is waited for.
             if picked.is_some() || !skips_ejected || (Candidates { skips_full: false, ..candidates }).has_any() {
                 return picked;
             }

@@ -134,7 +134,7 @@ pub(super) fn run(
             Err(e) => (Vec::new(), Err(e)),
         };
         let _ = result.send(registered);
-        // If another thread panics before it has sent its own, nobody waits for that.
+        // Once all have been dropped, nobody waits for the result of a thread that has panicked.
         drop(result);
         if may_accept.await.is_err() {
             return false;

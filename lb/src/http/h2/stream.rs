@@ -265,7 +265,6 @@ impl Http2Stream {
             }
             Parsed::Rejected(bad) => return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, bad))),
         };
-        let asks_for_tunnel = matches!(self.input, Input::WebSocket | Input::Closed);
         // To a CONNECT any 2xx would say that the WebSocket is open.
         if self.is_connect && matches!(response.status(), 200..=299) {
             return Poll::Ready(Err(io::ErrorKind::InvalidData.into()));
@@ -282,7 +281,7 @@ impl Http2Stream {
             begun.clear();
             return Poll::Ready(Ok(len - before));
         }
-        if asks_for_tunnel && !opens_tunnel {
+        if matches!(self.input, Input::WebSocket | Input::Closed) && !opens_tunnel {
             // The client may have sent data for the WebSocket already.
             (self.input, self.data) = (Input::Ended, 0);
             connection.drop_content(self.id);

@@ -20,6 +20,7 @@ use crate::message::{Parsed, Version};
 use crate::plant::Bug;
 
 impl Transfer<'_> {
+    /// Moves as much as possible. Returns what the exchange has to be told, if anything.
     pub(super) fn poll_download(&mut self, cx: &mut Context<'_>) -> Result<Option<TransferEvent>, Failure> {
         if let Download::Tunnel(tunnel) = &mut self.download {
             let Some(Upstream::H1(h1)) = &mut self.upstream else { return Ok(Some(TransferEvent::Sent)) };
@@ -224,7 +225,8 @@ impl Transfer<'_> {
         Ok(true)
     }
 
-    /// Moves content within the kernel, from socket to socket. False: nothing can be moved for now.
+    /// Moves content within the kernel, from socket to socket. False: nothing can be moved for now. A pipe is taken only
+    /// between two sockets without TLS.
     fn poll_splice(&mut self, cx: &mut Context<'_>) -> Result<bool, Failure> {
         let Download::Sending(content) = &mut self.download else { return Ok(false) };
         let Some(Upstream::H1(h1)) = &mut self.upstream else { return Err(Failure::ResponseTruncated) };

@@ -20,6 +20,7 @@ use crate::failure::Failure;
 use crate::plant::Bug;
 
 impl Transfer<'_> {
+    /// As [`poll_download`](Self::poll_download), for the other direction.
     pub(super) fn poll_upload(&mut self, cx: &mut Context<'_>) -> Result<Option<TransferEvent>, Failure> {
         if matches!(self.download, Download::Tunnel(_)) {
             return Ok(None);

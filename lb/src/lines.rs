@@ -173,6 +173,8 @@ impl Queue {
         let write = move || {
             let Waiting { output, receiver, ending } = waiting;
             write_lines(&receiver, BufWriter::with_capacity(BATCH_BYTES, output), &shared);
+            // Before the end is known: lines that are pushed after that are counted as lost.
+            drop(receiver);
             // Fails if nobody waits for the end.
             let _ = ending.send(());
         };

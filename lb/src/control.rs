@@ -482,10 +482,14 @@ impl Control {
         etag
     }
 
-    /// Removes the backends in state *removing* that have no exchange in flight. Returns true if some are left.
+    /// Drops the backends in state *removing* and the leaving pools that have no exchange in flight. Returns true if
+    /// some are left.
     pub(crate) fn drop_drained(&self) -> bool {
         let (mut drained, mut left) = (Vec::new(), false);
-        for pool in &self.snapshot().pools {
+        let snapshot = Arc::clone(&self.snapshot());
+        let gone = snapshot.leaving.iter().filter(|pool| pool.plan().in_flight() == 0).count();
+        left |= gone < snapshot.leaving.len();
+        for pool in &snapshot.pools {
             for (member, _) in pool.plan().backends().filter(|(_, state)| *state == AdminState::Removing) {
                 match member.backend.in_flight() {
                     0 => drained.push((pool.name.clone(), member.backend.address.clone())),
@@ -493,7 +497,8 @@ impl Control {
                 }
             }
         }
-        if !drained.is_empty() {
+        if !drained.is_empty() || gone > 0 {
+            // Pools without exchanges leave with the next snapshot, whatever it changes.
             let dropped = self.take_up(None, |_, before| {
                 let mut wanted = before.config.clone();
                 for pool in &mut wanted.pools {
@@ -554,7 +559,8 @@ impl Control {
             );
             let drift = Edits::between(&new, &wanted);
             warnings.extend(drift.iter().map(|edit| format!("in force and not in the file: {edit}")));
-            let mut changes = difference(&before.config, &wanted);
+            let mut changes = difference(&without_removed(&before.config), &wanted);
+            changes.extend(keep_removed(&mut wanted, before));
             changes.extend(others.iter().cloned());
             let edits = Edits::between(&before.config, &wanted);
             let record = ChangeRecord { author: author.clone(), edits, reloaded: Some(changes.clone()), undoes: None };
@@ -653,24 +659,27 @@ impl Control {
             config.values = Arc::clone(tables);
         }
         self.metrics.count_each_status(config.metrics.exact_status);
-        let former_plans: Vec<Arc<Plan>> = before.pools.iter().map(|pool| pool.plan()).collect();
+        let former_plans: Vec<Arc<Plan>> = before.all_pools().map(|pool| pool.plan()).collect();
         let after = Arc::new(Snapshot::new(config, Some(before), rings, &self.metrics, &self.state.secret));
         let mut replaced = None;
         commit(&mut || replaced = Some(self.snapshot.swap(Arc::clone(&after))));
         let before = replaced.unwrap_or_else(|| self.snapshot.swap(Arc::clone(&after)));
         self.versions.send_replace(after.version);
-        for (pool, former) in before.pools.iter().zip(&former_plans) {
-            let plan = after.pool(&pool.name).map(|pool| pool.plan());
+        let now = clock::now();
+        for (pool, former) in before.all_pools().zip(&former_plans) {
+            let plan = after.all_pools().find(|after| after.name == pool.name).map(|pool| pool.plan());
             if plan.as_ref().is_some_and(|plan| Arc::ptr_eq(plan, former)) {
                 continue;
             }
             let stay: HashSet<_> =
                 plan.iter().flat_map(|plan| plan.backends()).map(|(m, _)| Arc::as_ptr(&m.backend)).collect();
             for (member, _) in former.backends().filter(|(m, _)| !stay.contains(&Arc::as_ptr(&m.backend))) {
-                member.backend.leave(clock::now());
+                member.backend.leave(now);
+                pool.log_last_failures_of(&member.backend, now);
                 self.metrics.forget_backend(pool.name.as_str(), member.backend.address.as_str());
             }
             if plan.is_none() {
+                pool.log_last_failures(now);
                 self.metrics.forget_pool(pool.name.as_str(), &pool.metrics);
             }
         }
@@ -696,7 +705,7 @@ impl Control {
             retired.push(tables);
         }
         sites.into_iter().for_each(|site| retired.push(site));
-        let stay: HashSet<_> = after.pools.iter().map(|pool| Arc::as_ptr(&pool.plan())).collect();
+        let stay: HashSet<_> = after.all_pools().map(|pool| Arc::as_ptr(&pool.plan())).collect();
         for plan in former_plans.iter().filter(|plan| !stay.contains(&Arc::as_ptr(plan))) {
             retired.push(Arc::clone(plan) as _);
         }
@@ -814,6 +823,45 @@ fn find_backend<'a>(pool: &'a mut PoolConfig, address: &str) -> Result<&'a mut B
 fn join<'a>(names: impl Iterator<Item = &'a str>) -> String {
     let names: Vec<_> = names.collect();
     if names.is_empty() { "none".to_owned() } else { names.join(", ") }
+}
+
+/// The configuration without backends that are being removed.
+fn without_removed(config: &Config) -> Config {
+    let mut config = config.clone();
+    for pool in &mut config.pools {
+        pool.backends.retain(|backend| backend.state != AdminState::Removing);
+    }
+    config
+}
+
+/// Keeps the backends that `wanted` no longer has as *removing* while exchanges are in flight on them. Returns a
+/// sentence for each backend and each pool that was not being removed before.
+fn keep_removed(wanted: &mut Config, running: &Snapshot) -> Vec<String> {
+    let mut sentences = Vec::new();
+    for (pool, config) in running.pools.iter().zip(&running.config.pools) {
+        let plan = pool.plan();
+        let Some(wanted) = wanted.pools.iter_mut().find(|wanted| wanted.name == pool.name) else {
+            if plan.in_flight() > 0 {
+                sentences.push(format!("pool {}: {}", pool.name, effects::finishing(plan.in_flight())));
+            }
+            continue;
+        };
+        let stay: HashSet<_> = wanted.backends.iter().map(|backend| &backend.address).collect();
+        let mut removed = Vec::new();
+        for ((member, state), backend) in plan.backends().zip(&config.backends) {
+            let in_flight = member.backend.in_flight();
+            if in_flight == 0 || stay.contains(&backend.address) {
+                continue;
+            }
+            removed.push(BackendConfig { state: AdminState::Removing, ..backend.clone() });
+            if state != AdminState::Removing {
+                let finishing = effects::finishing(in_flight);
+                sentences.push(format!("pool {}: backend {}: {finishing}", pool.name, backend.address));
+            }
+        }
+        wanted.backends.extend(removed);
+    }
+    sentences
 }
 
 /// Resets the settings that a reload cannot change to the running values, so that the snapshot is what is really in

@@ -272,18 +272,9 @@ impl Pool {
     /// failures.
     pub fn catch_up(&self, now: Instant) {
         let plan = self.plan();
-        for SuppressedFailures { word, count, within } in self.repeats.take(now) {
-            tracing::warn!(
-                pool = %self.name, failure = word, more = count, "… and {count} more in {} s", within.as_secs(),
-            );
-        }
+        self.log_suppressed(self.repeats.take(now));
         for member in &plan.members {
-            for SuppressedFailures { word, count, within } in member.backend.repeats.take(now) {
-                tracing::warn!(
-                    pool = %self.name, backend = %member.backend.address, failure = word, more = count,
-                    "… and {count} more in {} s", within.as_secs(),
-                );
-            }
+            self.log_suppressed_of(&member.backend, member.backend.repeats.take(now));
         }
         if self.ejections.under_way() > 0 {
             for endpoints in plan.members.iter().map(|member| member.backend.endpoints()) {
@@ -302,6 +293,33 @@ impl Pool {
         let is_grace_over = view.standing.keeping.until.is_some_and(|until| now >= until);
         if !knows_ejections || is_grace_over || self.known_changes.load(Ordering::Acquire) != plan.changes() {
             self.refresh(now);
+        }
+    }
+
+    /// Logs the failures of a backend that were only counted so far, before it is dropped.
+    pub fn log_last_failures_of(&self, backend: &Backend, now: Instant) {
+        self.log_suppressed_of(backend, backend.repeats.take_all(now));
+    }
+
+    /// Logs the failures of the pool that were only counted so far, before it is dropped.
+    pub fn log_last_failures(&self, now: Instant) {
+        self.log_suppressed(self.repeats.take_all(now));
+    }
+
+    fn log_suppressed(&self, suppressed: Vec<SuppressedFailures>) {
+        for SuppressedFailures { word, count, within } in suppressed {
+            tracing::warn!(
+                pool = %self.name, failure = word, more = count, "… and {count} more in {} s", within.as_secs(),
+            );
+        }
+    }
+
+    fn log_suppressed_of(&self, backend: &Backend, suppressed: Vec<SuppressedFailures>) {
+        for SuppressedFailures { word, count, within } in suppressed {
+            tracing::warn!(
+                pool = %self.name, backend = %backend.address, failure = word, more = count,
+                "… and {count} more in {} s", within.as_secs(),
+            );
         }
     }
 
@@ -468,6 +486,11 @@ impl Plan {
 
     pub fn backend(&self, index: BackendIndex) -> Option<&Arc<Backend>> {
         self.members.get(index as usize).map(|member| &member.backend)
+    }
+
+    /// Exchanges in flight on all backends.
+    pub fn in_flight(&self) -> u32 {
+        self.members.iter().map(|member| member.backend.in_flight()).sum()
     }
 
     /// Whether every backend with probes has been probed.

@@ -285,7 +285,7 @@ async fn catch_up(control: &Arc<Control>) {
     loop {
         tick.tick().await;
         let snapshot = Arc::clone(&control.snapshot());
-        for pool in &snapshot.pools {
+        for pool in snapshot.all_pools() {
             pool.catch_up(Instant::now());
         }
         control.catch_up(Instant::now());

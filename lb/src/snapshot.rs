@@ -21,6 +21,9 @@ pub struct Snapshot {
     pub config: Config,
     pub sites: Arc<Sites>,
     pub pools: Vec<Arc<Pool>>,
+    /// Pools that are no longer configured, until no exchange is in flight on their backends. Exchanges that began
+    /// before may still be sent there.
+    pub leaving: Vec<Arc<Pool>>,
 }
 
 /// Hash rings that are built before the change that needs them, since that takes long.
@@ -34,7 +37,7 @@ impl Snapshot {
             let draft = |before: Option<&Plan>| Draft::new(config, before, rings.find(config), metrics, secret);
             match previous.and_then(|previous| previous.pool_with_config(&config.name)) {
                 Some((pool, before)) => {
-                    if before != config {
+                    if before != Some(config) {
                         pool.adopt(draft(Some(&*pool.plan())), clock::now());
                     }
                     Arc::clone(pool)
@@ -43,10 +46,14 @@ impl Snapshot {
             }
         };
         let pools: Vec<Arc<Pool>> = config.pools.iter().map(pool).collect();
+        let is_leaving = |pool: &&Arc<Pool>| {
+            !config.pools.iter().any(|stays| stays.name == pool.name) && pool.plan().in_flight() > 0
+        };
+        let leaving = previous.iter().flat_map(|previous| previous.all_pools()).filter(is_leaving).cloned().collect();
         let before = previous.map(|previous| (&previous.config, &previous.sites));
         let sites = Sites::compile(&config, &pools, before, metrics);
         let version = previous.map_or(1, |p| p.version + 1);
-        Self { version, config, sites, pools }
+        Self { version, config, sites, pools, leaving }
     }
 
     pub fn pool(&self, name: &PoolName) -> Option<&Arc<Pool>> {
@@ -58,8 +65,15 @@ impl Snapshot {
         self.pools.iter().all(|pool| pool.plan().is_probed())
     }
 
-    fn pool_with_config(&self, name: &PoolName) -> Option<(&Arc<Pool>, &PoolConfig)> {
-        self.pools.iter().zip(&self.config.pools).find(|(pool, _)| pool.name == *name)
+    /// The configured pools, then those that are leaving.
+    pub fn all_pools(&self) -> impl Iterator<Item = &Arc<Pool>> {
+        self.pools.iter().chain(&self.leaving)
+    }
+
+    /// A pool and its configuration, which a leaving one does not have.
+    fn pool_with_config(&self, name: &PoolName) -> Option<(&Arc<Pool>, Option<&PoolConfig>)> {
+        let configured = self.pools.iter().zip(self.config.pools.iter().map(Some));
+        configured.chain(self.leaving.iter().map(|pool| (pool, None))).find(|(pool, _)| pool.name == *name)
     }
 }
 

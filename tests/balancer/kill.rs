@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use tests::balancer::backend_path;
 use tests::http2::{Http2, reply, request, tls};
-use tests::{Balancer, Config, End, Origin, Request, Step, WebSocket, Wire, evenkeel, eventually};
+use tests::{Balancer, Config, End, Origin, Pool, Request, Step, WebSocket, Wire, evenkeel, eventually};
 
 const NOBODY_LEFT: &str = "pool app has no active backend: its requests get 503";
 const ACCESS_LOG: &str = "[access_log]\nfile = \"access.log\"";
@@ -323,4 +323,108 @@ async fn http_2_streams_are_killed_without_their_connection() {
     }
     assert_eq!(client.get("/").await.status, 204, "the connection goes on");
     is_told(&balancer, &a, 2).await;
+}
+
+// It vanished from status and metrics, and could not be killed, while its exchanges went on.
+#[tokio::test]
+async fn a_backend_that_a_reload_removes_stays_visible_until_its_exchanges_end() {
+    let [a, b] = Origin::several(["a", "b"]).await;
+    let balancer = Balancer::start(Config::of([&a, &b])).await;
+    let mut socket = WebSocket::open(balancer.address(), "/socket").await;
+    let [left, stays] = if a.heads() == 1 { [&a, &b] } else { [&b, &a] };
+    let (address, pool) = (left.address().to_string(), balancer.pool().await);
+    balancer.configure(&Config::of([stays]));
+
+    let goes_on = format!("pool app: backend {address}: 1 exchange in flight goes on to its end");
+    for path in ["/admin/reload?dry_run=true", "/admin/reload"] {
+        let changes = balancer.change("POST", path, None).await["changes"].clone();
+        assert_eq!(changes, json!([format!("pool app: backend {address} removed"), goes_on]), "{path}");
+    }
+    // A reload without a change keeps it.
+    assert_eq!(balancer.change("POST", "/admin/reload", None).await["changes"], json!([]));
+    let backend = balancer.backend(left).await;
+    assert_eq!((&backend["status"], &backend["in_flight"]), (&json!("removing"), &json!(1)), "{pool}");
+    let labels = [("backend", address.as_str())];
+    assert_eq!(balancer.metrics().await.sum("evenkeel_backend_in_flight", &labels), 1.0);
+    assert_eq!(balancer.change("GET", "/admin/pools", None).await["drift"], 0);
+    assert_eq!(balancer.origins_of(4).await.concat(), stays.name().repeat(4));
+    socket.echo("still open").await;
+
+    let output = cli(&balancer, &["kill", &address]).await;
+    assert!(output.contains("1 exchange killed"), "{output}");
+    socket.ended().await;
+    eventually("the backend is gone", async || balancer.backend(left).await.is_null()).await;
+    assert!(!balancer.metrics().await.has_series("evenkeel_backend_in_flight", &labels));
+}
+
+#[tokio::test]
+async fn a_backend_that_is_written_again_while_a_reload_removes_it_takes_traffic() {
+    let [a, b] = Origin::several(["a", "b"]).await;
+    let balancer = Balancer::start(Config::of([&a, &b])).await;
+    let mut sockets = Vec::new();
+    for _ in 0..2 {
+        sockets.push(WebSocket::open(balancer.address(), "/socket").await);
+    }
+    for (origins, status) in [(vec![&a], "removing"), (vec![&a, &b], "healthy")] {
+        balancer.configure(&Config::of(origins));
+        balancer.change("POST", "/admin/reload", None).await;
+        balancer.sees(&b, status).await;
+        assert_eq!(balancer.backend(&b).await["in_flight"], 1);
+    }
+    assert!(balancer.origins_of(4).await.contains(&"b".to_owned()));
+    for socket in &mut sockets {
+        socket.echo("still open").await;
+    }
+}
+
+#[tokio::test]
+async fn a_pool_that_a_reload_removes_stays_visible_until_its_exchanges_end() {
+    let [a, b] = Origin::several(["a", "b"]).await;
+    let balancer = Balancer::start(Config::of([&a])).await;
+    let mut socket = WebSocket::open(balancer.address(), "/socket").await;
+    let other = Config::default().pool(Pool::of("other", [&b]));
+    balancer.configure(&other);
+    let changes = balancer.change("POST", "/admin/reload", None).await["changes"].clone();
+    let goes_on = json!("pool app: 1 exchange in flight goes on to its end");
+    assert!(changes.as_array().is_some_and(|changes| changes.contains(&goes_on)), "{changes}");
+    let status = async || balancer.backend(&a).await["status"].clone();
+    assert_eq!(status().await, "removing");
+    assert!(balancer.change("GET", "/admin/pools", None).await.to_string().contains("\"name\":\"app\""));
+    let metrics = balancer.metrics().await;
+    assert_eq!(metrics.sum("evenkeel_backend_in_flight", &[("pool", "app")]), 1.0);
+    assert!(
+        !metrics.has_series("evenkeel_pool_available", &[("pool", "app")]),
+        "nobody is told that it lacks backends"
+    );
+    assert_eq!(balancer.get("/").await.origin(), "b");
+
+    // The pool that comes back is the same one.
+    balancer.configure(&Config::of([&a]));
+    balancer.change("POST", "/admin/reload", None).await;
+    balancer.sees(&a, "healthy").await;
+    assert_eq!((balancer.backend(&a).await["in_flight"].clone(), balancer.get("/").await.origin()), (json!(1), "a"));
+    balancer.configure(&other);
+    balancer.change("POST", "/admin/reload", None).await;
+    socket.echo("still open").await;
+    assert_eq!(balancer.change("POST", &format!("{}/kill", backend_path(&a)), None).await["killed"], 1);
+    socket.ended().await;
+    let is_gone = async || balancer.admin("GET", "/admin/pools/app", None).await.status == 404;
+    eventually("the pool is gone", is_gone).await;
+    assert!(!balancer.metrics().await.has_series("evenkeel_backend_in_flight", &[("pool", "app")]));
+}
+
+// Failures that were counted since the last line of the log were never logged.
+#[tokio::test]
+async fn failures_of_a_removed_backend_are_logged_before_it_is_dropped() {
+    let [a, b] = Origin::several(["a", "b"]).await;
+    let pool = |origins: &[&Origin]| Pool::of("app", origins.iter().copied()).set("retries = 0");
+    let config = |origins: &[&Origin]| Config::default().pool(pool(origins));
+    let balancer = Balancer::start(config(&[&a])).await;
+    a.answer(|_| vec![Step::Reset]);
+    for _ in 0..3 {
+        assert_eq!(balancer.get("/").await.status, 502);
+    }
+    balancer.configure(&config(&[&b]));
+    balancer.change("POST", "/admin/reload", None).await;
+    balancer.logs(&[&format!("more in 0 s pool=app backend={}", a.address()), "more=2"]).await;
 }

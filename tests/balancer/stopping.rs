@@ -342,9 +342,12 @@ async fn a_removed_pool_finishes_its_requests() {
     eventually("the request arrived", async || b.heads() == 1).await;
     balancer.configure(&Config::of([&a]));
     balancer.change("POST", "/admin/reload", None).await;
-    assert_eq!(balancer.admin("GET", "/admin/pools/old", None).await.status, 404);
+    let old = balancer.change("GET", "/admin/pools/old", None).await;
+    assert_eq!(old["backends"][0]["status"], "removing", "{old}");
     b.release();
     assert_eq!(held.reply().await.origin(), "b");
+    let is_gone = async || balancer.admin("GET", "/admin/pools/old", None).await.status == 404;
+    eventually("the pool is gone", is_gone).await;
     assert_eq!(balancer.get("/hello").await.origin(), "a");
 }
 

@@ -421,6 +421,10 @@ impl Metrics {
         self.matching(name, &[]).next().is_some()
     }
 
+    pub fn has_series(&self, name: &str, labels: &[(&str, &str)]) -> bool {
+        self.matching(name, labels).next().is_some()
+    }
+
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.0.iter().map(|series| series.name.as_str())
     }

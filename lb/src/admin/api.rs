@@ -27,6 +27,7 @@ use crate::config::toml::deadline;
 use crate::config::{BackendConfig, PoolConfig};
 use crate::control::kill::DrainOutcome;
 use crate::control::{ChangeError, ChangeOptions, ChangeOutcome, ChangeRequest, ReloadError};
+use crate::pool::Pool;
 use crate::shutdown::Phase;
 use crate::state::Persistence;
 
@@ -107,7 +108,8 @@ pub(super) async fn switch_algorithm(
 
 pub(super) async fn pools(State(admin): State<Arc<Admin>>) -> Response {
     let (snapshot, now) = (admin.control.snapshot(), Instant::now());
-    let pools: Vec<_> = snapshot.pools.iter().map(|pool| PoolView::new(pool, now)).collect();
+    let configured = snapshot.pools.iter().map(|pool| PoolView::new(pool, now));
+    let pools = configured.chain(snapshot.leaving.iter().map(|pool| PoolView::leaving(pool, now))).collect();
     let (drift, awaiting_restart) = (admin.control.drift().len(), admin.control.awaiting_restart());
     let certificates = CertificateView::of(&admin.control.certificates());
     Json(PoolsView { version: snapshot.version, drift, awaiting_restart, certificates, pools }).into_response()
@@ -115,12 +117,15 @@ pub(super) async fn pools(State(admin): State<Arc<Admin>>) -> Response {
 
 pub(super) async fn pool(State(admin): State<Arc<Admin>>, Path(name): Path<String>) -> Answer {
     let snapshot = admin.control.snapshot();
-    let found = snapshot.pools.iter().find(|pool| pool.name.as_str() == name);
-    let pool = found.ok_or_else(|| {
+    let now = Instant::now();
+    let is_it = |pool: &&Arc<Pool>| pool.name.as_str() == name;
+    let configured = snapshot.pools.iter().find(is_it).map(|pool| PoolView::new(pool, now));
+    let found = configured.or_else(|| snapshot.leaving.iter().find(is_it).map(|pool| PoolView::leaving(pool, now)));
+    let view = found.ok_or_else(|| {
         let names: Vec<_> = snapshot.pools.iter().map(|pool| pool.name.as_str()).collect();
         Problem::new(StatusCode::NOT_FOUND, format!("there is no pool \"{name}\"; the pools are {}", names.join(", ")))
     })?;
-    Ok(Json(PoolView::new(pool, Instant::now())).into_response())
+    Ok(Json(view).into_response())
 }
 
 pub(super) async fn add_backend(
@@ -427,7 +432,7 @@ fn find_backend(admin: &Admin, pool: &str, address: &str) -> Option<Arc<Backend>
 /// A backend of a pool, and its settings.
 fn find_member(admin: &Admin, pool: &str, address: &str) -> Option<(Arc<Backend>, AdminState)> {
     let snapshot = admin.control.snapshot();
-    let plan = snapshot.pools.iter().find(|p| p.name.as_str() == pool)?.plan();
+    let plan = snapshot.all_pools().find(|p| p.name.as_str() == pool)?.plan();
     let (member, state) = plan.backends().find(|(member, _)| member.backend.address.as_str() == address)?;
     Some((Arc::clone(&member.backend), state))
 }
@@ -521,7 +526,7 @@ fn state(state: Option<String>) -> Result<Option<AdminState>, Problem> {
 
 fn backend_view(admin: &Admin, pool: &str, address: &str) -> Option<BackendView> {
     let snapshot = admin.control.snapshot();
-    let pool = snapshot.pools.iter().find(|p| p.name.as_str() == pool)?;
+    let pool = snapshot.all_pools().find(|p| p.name.as_str() == pool)?;
     BackendView::find(pool, address, Instant::now())
 }
 

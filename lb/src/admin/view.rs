@@ -120,6 +120,13 @@ impl PoolView {
             backends: plan.backends().map(|(member, state)| BackendView::new(&plan, member, state, now)).collect(),
         }
     }
+
+    /// A pool that is no longer configured: all of its backends are being removed.
+    pub(super) fn leaving(pool: &Pool, now: Instant) -> Self {
+        let plan = pool.plan();
+        let removing = |(member, _)| BackendView::new(&plan, member, AdminState::Removing, now);
+        Self { backends: plan.backends().map(removing).collect(), ..Self::new(pool, now) }
+    }
 }
 
 impl BackendView {
@@ -258,27 +265,36 @@ pub(super) fn set_gauges(gauges: &Gauges, snapshot: &Snapshot, now: Instant) {
             let is_used = plan.algorithm == algorithm;
             gauges.pool_algorithm.with_label_values(&[name, algorithm.as_str()]).set(is_used.into());
         }
-        for (member, state) in plan.backends() {
-            let labels = [name, member.backend.address.as_str()];
-            gauges.backend_in_flight.with_label_values(&labels).set(member.backend.in_flight().into());
-            gauges.backend_weight.with_label_values(&labels).set(member.weight.as_u32().into());
-            if let Some(max) = member.backend.max_connections() {
-                gauges.backend_max_connections.with_label_values(&labels).set(max.get().into());
-            }
-            let endpoints = member.backend.endpoints();
-            let endpoints = endpoints.as_slice().iter().filter(|endpoint| endpoint.address().is_some());
-            let is_usable = |endpoint: &&Arc<Endpoint>| {
-                matches!(endpoint.status(AdminState::Active, now), Status::Healthy | Status::Unknown)
-            };
-            let count = |endpoints: usize| i64::try_from(endpoints).unwrap_or(i64::MAX);
-            gauges.backend_endpoints.with_label_values(&labels).set(count(endpoints.clone().count()));
-            let usable = endpoints.filter(|endpoint| is_usable(endpoint)).count();
-            gauges.backend_endpoints_usable.with_label_values(&labels).set(count(usable));
-            let current = member.backend.status(state, now);
-            for status in Status::ALL {
-                let labels = [labels[0], labels[1], status.as_str()];
-                gauges.backend_status.with_label_values(&labels).set((status == current).into());
-            }
+        set_backends(gauges, pool, None, now);
+    }
+    for pool in &snapshot.leaving {
+        set_backends(gauges, pool, Some(AdminState::Removing), now);
+    }
+}
+
+/// Sets the gauges of a pool's backends. `leaving` is their state if it is not the configured one.
+fn set_backends(gauges: &Gauges, pool: &Pool, leaving: Option<AdminState>, now: Instant) {
+    for (member, state) in pool.plan().backends() {
+        let state = leaving.unwrap_or(state);
+        let labels = [pool.name.as_str(), member.backend.address.as_str()];
+        gauges.backend_in_flight.with_label_values(&labels).set(member.backend.in_flight().into());
+        gauges.backend_weight.with_label_values(&labels).set(member.weight.as_u32().into());
+        if let Some(max) = member.backend.max_connections() {
+            gauges.backend_max_connections.with_label_values(&labels).set(max.get().into());
+        }
+        let endpoints = member.backend.endpoints();
+        let endpoints = endpoints.as_slice().iter().filter(|endpoint| endpoint.address().is_some());
+        let is_usable = |endpoint: &&Arc<Endpoint>| {
+            matches!(endpoint.status(AdminState::Active, now), Status::Healthy | Status::Unknown)
+        };
+        let count = |endpoints: usize| i64::try_from(endpoints).unwrap_or(i64::MAX);
+        gauges.backend_endpoints.with_label_values(&labels).set(count(endpoints.clone().count()));
+        let usable = endpoints.filter(|endpoint| is_usable(endpoint)).count();
+        gauges.backend_endpoints_usable.with_label_values(&labels).set(count(usable));
+        let current = member.backend.status(state, now);
+        for status in Status::ALL {
+            let labels = [labels[0], labels[1], status.as_str()];
+            gauges.backend_status.with_label_values(&labels).set((status == current).into());
         }
     }
 }

@@ -51,6 +51,15 @@ impl RepeatedFailures {
     /// Returns the counts of windows that are over. A kind without further failures is logged individually again next
     /// time.
     pub fn take(&self, now: Instant) -> Vec<SuppressedFailures> {
+        self.take_older(WINDOW, now)
+    }
+
+    /// Returns all counts, also those of windows that are not over.
+    pub fn take_all(&self, now: Instant) -> Vec<SuppressedFailures> {
+        self.take_older(Duration::ZERO, now)
+    }
+
+    fn take_older(&self, window: Duration, now: Instant) -> Vec<SuppressedFailures> {
         let mut suppressed = Vec::new();
         if !self.is_counting.load(Ordering::Acquire) {
             return suppressed;
@@ -58,7 +67,7 @@ impl RepeatedFailures {
         let mut kinds = self.kinds.lock().unwrap_or_else(PoisonError::into_inner);
         kinds.retain_mut(|kind| {
             let within = now.saturating_duration_since(kind.since);
-            if within < WINDOW {
+            if within < window {
                 return true;
             }
             let count = std::mem::take(&mut kind.more);

@@ -142,6 +142,15 @@ fn effect(edit: &Edit, before: &Snapshot, deadline: Option<Duration>, now: Insta
     }
 }
 
+/// What happens to the exchanges of a backend or pool that takes no new ones.
+pub(super) fn finishing(in_flight: u32) -> String {
+    match in_flight {
+        0 => "nothing is in flight".to_owned(),
+        1 => "1 exchange in flight goes on to its end".to_owned(),
+        n => format!("{n} exchanges in flight go on to their end"),
+    }
+}
+
 fn of_state(
     pool: &Pool,
     backend: &BackendAddress,
@@ -151,11 +160,7 @@ fn of_state(
 ) -> String {
     let plan = pool.plan();
     let member = plan.backends().find(|(member, _)| member.backend.address == *backend);
-    let in_flight = match member.map_or(0, |(member, _)| member.backend.in_flight()) {
-        0 => "nothing is in flight".to_owned(),
-        1 => "1 exchange in flight goes on to its end".to_owned(),
-        n => format!("{n} exchanges in flight go on to their end"),
-    };
+    let in_flight = finishing(member.map_or(0, |(member, _)| member.backend.in_flight()));
     match after {
         // A draining backend is still probed, so its health is known.
         Some(AdminState::Active) => match member {

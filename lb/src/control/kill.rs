@@ -73,7 +73,7 @@ impl Control {
                 return PENDING;
             }
             let now = clock::now();
-            let found = self.snapshot().pools.iter().find(|found| found.name.as_str() == pool).map(Arc::clone);
+            let found = self.snapshot().all_pools().find(|found| found.name.as_str() == pool).map(Arc::clone);
             let is_kept = found.as_ref().is_some_and(|pool| pool.keeps_clients_of(backend, now));
             let left = deadline.saturating_duration_since(now);
             if left.is_zero() || (!is_kept && backend.in_flight() == 0) {

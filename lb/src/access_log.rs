@@ -17,7 +17,7 @@ use serde::Serialize;
 use crate::config::site::{AccessLogRule, LogLine, Share};
 use crate::config::{AccessLogFile, AccessLogFormat, Config};
 use crate::exchange::refusal::Refusal;
-use crate::exchange::{Exchange, Outcome};
+use crate::exchange::{Exchange, Outcome, ShownTrace};
 use crate::failure::Failure;
 use crate::lines::{Queue, Settings, Writer};
 use crate::value::encode::Escape;
@@ -72,11 +72,19 @@ pub(crate) struct Served<'a> {
     pub refusal: Option<&'static str>,
     /// The last failure of a backend or the client, even if a later attempt succeeded.
     pub failure: Option<&'static str>,
+    /// Time in the queue of a pool whose backends were all at `max_connections`.
+    #[serde(rename = "queue_seconds", serialize_with = "some_seconds", skip_serializing_if = "Option::is_none")]
+    pub queue_time: Option<Duration>,
+    /// What happened, if it was slow or anything but one attempt whose answer was sent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub trace: Option<ShownTrace<'a>>,
 }
 
 impl<'a> Served<'a> {
-    /// `exchange` is `None` if no route matched.
-    pub(crate) fn new(exchange: Option<&'a Exchange>, outcome: &'a Outcome) -> Self {
+    /// `exchange` is `None` if no route matched. `duration`: how long it took.
+    pub(crate) fn new(exchange: Option<&'a Exchange>, outcome: &'a Outcome, duration: Duration) -> Self {
+        let trace = exchange.map(|exchange| exchange.trace(outcome.endpoint.as_ref()));
+        let trace = trace.filter(|trace| trace.is_remarkable(duration));
         Self {
             route: exchange.and_then(Exchange::route_name),
             pool: exchange.and_then(Exchange::pool).map(|pool| pool.name.as_str()),
@@ -88,6 +96,8 @@ impl<'a> Served<'a> {
             sticky: outcome.is_sticky,
             refusal: outcome.refusal.map(Refusal::reason),
             failure: outcome.failure.map(Failure::word),
+            queue_time: trace.as_ref().and_then(ShownTrace::queue_time),
+            trace,
         }
     }
 }
@@ -537,6 +547,8 @@ mod tests {
                 sticky: false,
                 refusal: None,
                 failure: None,
+                queue_time: None,
+                trace: None,
             },
         }
     }

@@ -9,7 +9,6 @@ pub(crate) mod headers;
 pub(crate) mod limits;
 pub(crate) mod refusal;
 pub(crate) mod reply;
-#[cfg(test)]
 mod trace;
 pub(crate) mod walk;
 
@@ -20,7 +19,7 @@ use std::time::{Duration, Instant};
 
 use self::limits::{BackendLimits, ClientLimits};
 use self::refusal::Refusal;
-#[cfg(test)]
+pub(crate) use self::trace::ShownTrace;
 use self::trace::{Trace, TraceEventKind};
 use self::walk::{DirectWalk, HeadVerdict, Jump, Walk, WalkEvent, WalkStep};
 use crate::backend::{Endpoint, Identity, Incarnation, Lease};
@@ -83,18 +82,9 @@ pub(crate) struct Exchange<W: Walk = DirectWalk> {
     was_notified: bool,
     outcome: Outcome,
     /// What has happened so far.
-    #[cfg(test)]
     trace: Trace,
-}
-
-/// Records an event in the trace. Only tests read it.
-macro_rules! note {
-    ($exchange:expr, $what:expr, $now:expr) => {
-        #[cfg(test)]
-        $exchange.trace.push($what, $now);
-        #[cfg(not(test))]
-        let _ = $now;
-    };
+    /// The endpoints of all attempts but the last one.
+    former: Vec<Arc<Endpoint>>,
 }
 
 /// A pool that an exchange leads to.
@@ -270,7 +260,9 @@ impl Exchange {
         pool_index: usize,
         keeps_body: bool,
         cookies: impl Iterator<Item = &'c [u8]>,
+        now: Instant,
     ) {
+        self.trace.push(TraceEventKind::Jumped(route), now);
         (self.route, self.pool_index) = (route, pool_index);
         self.target = Target::of(self.site.route(route), pool_index, cookies);
         self.tried.clear();
@@ -353,8 +345,8 @@ impl<W: Walk> Exchange<W> {
             queued_since: None,
             was_notified: false,
             outcome: Outcome::default(),
-            #[cfg(test)]
             trace: Trace::new(request.now),
+            former: Vec::new(),
         }
     }
 
@@ -443,15 +435,15 @@ impl<W: Walk> Exchange<W> {
         match event {
             Event::Begun => self.walk_on(WalkEvent::Begun, at),
             Event::Waited(waited) => {
-                note!(self, TraceEventKind::Waited, at.now);
+                self.trace.push(TraceEventKind::Waited, at.now);
                 self.walk_on(WalkEvent::Waited(waited), at)
             }
             Event::BodyBuffered => {
-                note!(self, TraceEventKind::BodyBuffered, at.now);
+                self.trace.push(TraceEventKind::BodyBuffered, at.now);
                 self.walk_on(WalkEvent::BodyBuffered, at)
             }
             Event::Sub(answer) => {
-                note!(self, TraceEventKind::Waited, at.now);
+                self.trace.push(TraceEventKind::Waited, at.now);
                 self.walk_on(WalkEvent::Sub(answer), at)
             }
             Event::CapacityFreed => {
@@ -462,7 +454,7 @@ impl<W: Walk> Exchange<W> {
             Event::Head(answer) => self.answered(answer, at),
             Event::Failed { failed, has_body } => self.failed(failed, has_body, at),
             Event::Sent => {
-                note!(self, TraceEventKind::Sent, at.now);
+                self.trace.push(TraceEventKind::Sent, at.now);
                 self.leave_backend();
                 self.stage = Stage::Over;
                 Step::End
@@ -545,12 +537,12 @@ impl<W: Walk> Exchange<W> {
     /// Begins an attempt.
     fn attempt(&mut self, index: BackendIndex, lease: Lease, at: Moment) -> Step<W> {
         let endpoint = Arc::clone(lease.endpoint());
-        self.outcome.endpoint = Some(Arc::clone(&endpoint));
+        self.former.extend(self.outcome.endpoint.replace(Arc::clone(&endpoint)));
         self.outcome.attempts += 1;
         self.outcome.is_sticky = self.wants(&endpoint.backend);
         (self.outcome.backend_status, self.outcome.response_time) = (None, None);
         self.first_attempt.get_or_insert(at);
-        note!(self, TraceEventKind::Opened(index), at.now);
+        self.trace.push(TraceEventKind::Opened, at.now);
         self.current = Some(Attempt { index, lease, started: at, status: None });
         self.stage = Stage::Trying;
         Step::Open(endpoint)
@@ -559,6 +551,9 @@ impl<W: Walk> Exchange<W> {
     /// Waits in the queue until a backend is below `max_connections`.
     #[cold]
     fn queue(&mut self, full: QueueTicket, at: Moment) -> Step<W> {
+        if self.queued_since.is_none() {
+            self.trace.push(TraceEventKind::Queued, at.now);
+        }
         let since = *self.queued_since.get_or_insert(at.now);
         let timeout = full.timeout.saturating_sub(at.now.saturating_duration_since(since));
         if timeout.is_zero() {
@@ -592,7 +587,7 @@ impl<W: Walk> Exchange<W> {
             }
         }
         let failure = failed.failure;
-        note!(self, TraceEventKind::Failed(failure), at.now);
+        self.trace.push(TraceEventKind::Failed(failure), at.now);
         if matches!(self.stage, Stage::Refusing | Stage::Over) {
             // The refusal states the reason.
             return self.end();
@@ -664,7 +659,7 @@ impl<W: Walk> Exchange<W> {
     fn answered(&mut self, answer: Answer, at: Moment) -> Step<W> {
         let status = answer.status;
         self.has_body = answer.has_body;
-        note!(self, TraceEventKind::Answered(status), at.now);
+        self.trace.push(TraceEventKind::Answered(status), at.now);
         if let Some(attempt) = &mut self.current {
             attempt.status = Some(status);
         }
@@ -765,7 +760,6 @@ impl<W: Walk> Exchange<W> {
             return self.refuse(Refusal::Internal, at);
         }
         self.jumps += 1;
-        note!(self, TraceEventKind::Jumped, at.now);
         self.leave_backend();
         self.stage = Stage::Walking;
         Step::Jump(jump)
@@ -775,7 +769,7 @@ impl<W: Walk> Exchange<W> {
     #[cold]
     fn reply(&mut self, own: ConfiguredReply, status: u16, at: Moment) -> Step<W> {
         let status = self.page_status(status);
-        note!(self, TraceEventKind::Replied(status), at.now);
+        self.trace.push(TraceEventKind::Replied(status), at.now);
         self.leave_backend();
         self.outcome.status = status;
         self.stage = Stage::Refusing;
@@ -790,7 +784,7 @@ impl<W: Walk> Exchange<W> {
 
     /// Ends the lease before the refusal is sent, so that a slow client does not occupy the backend.
     fn refuse(&mut self, refusal: Refusal, at: Moment) -> Step<W> {
-        note!(self, TraceEventKind::Refused(refusal), at.now);
+        self.trace.push(TraceEventKind::Refused(refusal), at.now);
         self.leave_backend();
         self.outcome.refusal = Some(refusal);
         let status = refusal.status();

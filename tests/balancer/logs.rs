@@ -5,7 +5,7 @@ use std::fs;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use tests::http2::{self, Http2};
-use tests::{Balancer, Config, Origin, Port, Request, eventually, found_eventually, response};
+use tests::{Balancer, Config, Origin, Pool, Port, Request, Step, eventually, found_eventually, response};
 
 /// A site for every host. `lines` end with its routes.
 fn config(origin: &Origin, lines: &str) -> Config {
@@ -271,4 +271,80 @@ async fn lines_have_the_variables_of_tls_and_http2() {
     assert_eq!(balancer.lines("own.log", 2).await[1], "http HTTP/1.1 - /y");
     assert_eq!(Http2::connect_plain(balancer.address()).await.get("/z").await.status, 200);
     assert_eq!(balancer.lines("own.log", 3).await[2], "http HTTP/2.0 h2c /z");
+}
+
+/// The names of the events in a line's `trace`.
+fn events(line: &Value) -> Vec<&str> {
+    let events = line["trace"].as_array().into_iter().flatten();
+    events.map(|event| event["event"].as_str().expect("a name")).collect()
+}
+
+fn parsed(lines: &[String]) -> Vec<Value> {
+    lines.iter().map(|line| serde_json::from_str(line).expect("JSON")).collect()
+}
+
+// Only the last backend and failure were named.
+#[tokio::test]
+async fn a_retried_request_names_each_attempt() {
+    let [a, b] = Origin::several(["a", "b"]).await;
+    let log = "[access_log]\nfile = \"access.log\"";
+    let balancer = Balancer::start(Config::of([&a, &b]).section(log)).await;
+    a.answer(|_| vec![Step::Reset]);
+    let mut wire = balancer.connect().await;
+    for _ in 0..2 {
+        assert_eq!(wire.exchange(&Request::get("/")).await.origin(), "b");
+    }
+    let lines = parsed(&balancer.lines("access.log", 2).await);
+    let retried = lines.iter().find(|line| line["attempts"] == 2).expect("one was sent to a first");
+    assert_eq!(events(retried), ["opened", "failed", "opened", "answered", "sent"], "{retried}");
+    let [first, failed, second, answered, _] = &retried["trace"].as_array().expect("a list")[..] else { panic!() };
+    assert_eq!((&first["backend"], &failed["failure"]), (&json!(a.address().to_string()), &json!("reset")));
+    assert_eq!((&second["backend"], &answered["status"]), (&json!(b.address().to_string()), &json!(200)));
+    let plain = lines.iter().find(|line| line["attempts"] == 1).expect("one was not");
+    assert!(plain.get("trace").is_none() && plain.get("queue_seconds").is_none(), "{plain}");
+}
+
+#[tokio::test]
+async fn a_queued_request_says_how_long_it_waited() {
+    let a = Origin::start("a").await;
+    let pool =
+        Pool::empty("app").backend(&a.address().to_string(), "max_connections = 1").set("queue_timeout = \"20s\"");
+    let lines = "[[site]]\nhosts = [\"\"]\naccess_log = [{ file = \"a.json\" }, { file = \"a.log\", format = '$trace' }]\n\
+        [[site.route]]\npath = \"/\"\npool = \"app\"\n";
+    let balancer = Balancer::start(Config::default().pool(pool).sites(lines)).await;
+    let mut wires = [balancer.connect().await, balancer.connect().await];
+    for (index, wire) in wires.iter_mut().enumerate() {
+        wire.send(Request::get("/hold").to_bytes()).await;
+        eventually("it is in flight or queued", async || {
+            balancer.metrics().await.sum("evenkeel_pool_queued", &[]) == index as f64 && a.heads() == 1
+        })
+        .await;
+    }
+    for wire in &mut wires {
+        a.release();
+        assert_eq!(wire.reply().await.status, 200);
+    }
+    let lines = parsed(&balancer.lines("a.json", 2).await);
+    assert!(lines[0].get("queue_seconds").is_none(), "{}", lines[0]);
+    assert_eq!(events(&lines[1]), ["queued", "opened", "answered", "sent"], "{}", lines[1]);
+    let at = |index: usize| lines[1]["trace"][index]["seconds"].as_f64().expect("seconds");
+    assert!((lines[1]["queue_seconds"].as_f64().expect("seconds") - (at(1) - at(0))).abs() < 1e-5, "{}", lines[1]);
+    let text = &balancer.lines("a.log", 2).await[1];
+    let backend = a.address();
+    let words: Vec<_> = text.split(", ").map(|event| event.split_once(' ').expect("seconds").1).collect();
+    assert_eq!(words, ["queued", &format!("opened {backend}"), "answered 200", "sent"], "{text}");
+}
+
+#[tokio::test]
+async fn an_error_page_shows_in_the_trace() {
+    let a = Origin::start("a").await;
+    a.answer_with(response(503, &[], "busy"));
+    let lines = "access_log = { file = \"a.json\" }\nintercept_errors = true\n\
+        error_pages = { \"503\" = { path = \"/sorry\" } }\n[[site.route]]\npath = \"/\"\npool = \"app\"\n\
+        [[site.route]]\nname = \"sorry\"\nexact = \"/sorry\"\nrespond = { body = \"sorry\" }\n";
+    let balancer = Balancer::start(config(&a, lines)).await;
+    balancer.get("/").await;
+    let [line] = &parsed(&balancer.lines("a.json", 1).await)[..] else { panic!() };
+    assert_eq!(events(line), ["opened", "answered", "jumped", "replied", "sent"], "{line}");
+    assert_eq!((&line["trace"][2]["route"], &line["trace"][1]["status"]), (&json!("sorry"), &json!(503)), "{line}");
 }

@@ -93,7 +93,7 @@ fn a_plain_request_needs_open_pass_and_end() {
     let happened: Vec<_> = exchange.trace.events().iter().map(|event| event.what).collect();
     assert_eq!(
         happened,
-        [TraceEventKind::Begun, TraceEventKind::Opened(0), TraceEventKind::Answered(204), TraceEventKind::Sent]
+        [TraceEventKind::Begun, TraceEventKind::Opened, TraceEventKind::Answered(204), TraceEventKind::Sent]
     );
     let outcome = exchange.finish(Instant::now());
     assert_eq!((outcome.status, outcome.attempts, outcome.failure), (204, 1, None));

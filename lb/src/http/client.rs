@@ -836,7 +836,7 @@ fn write_record(
         request_id: text.get(of.forwarded.request_id.clone()).unwrap_or_default(),
         referer: referer.as_deref(),
         user_agent: user_agent.as_deref(),
-        served: Served::new(exchange, outcome),
+        served: Served::new(exchange, outcome, now.saturating_duration_since(of.started)),
     };
     let ended = Some((outcome, record.bytes));
     let Some(exchange) = exchange else {

@@ -250,6 +250,9 @@ impl Facts for RequestFacts<'_> {
                 let time = outcome.and_then(|outcome| outcome.response_time);
                 display_some(time.map(|time| format!("{}.{:03}", time.as_secs(), time.subsec_millis())), out)
             }
+            Variable::Trace => {
+                display_some(self.exchange.map(|e| e.trace(outcome.and_then(|o| o.endpoint.as_ref()))), out)
+            }
             Variable::BodyBytesSent => display_some(self.ended.map(|(_, sent)| sent), out),
             Variable::Group { of: GroupOf::Host, index } => self.host_group(*index, out),
             Variable::Table(id) => self.tables.write(*id, self, out),

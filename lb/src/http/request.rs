@@ -14,6 +14,7 @@ use super::buffers::Buffers;
 use super::facts::RequestFacts;
 use super::fields::{self, Changes};
 use super::{Engine, target};
+use crate::clock;
 use crate::config::site::{HeaderEdits, JumpTo, Page, Rules};
 use crate::config::{ForwardedBy, ListenerSettings, RequestIdField, ServerConfig};
 use crate::exchange::headers::{Forwarding, Peer, ProxyClaims, RequestOrigin, XForwarded, write_request_id};
@@ -325,7 +326,7 @@ pub(super) fn jump(
     let facts = RequestFacts::of(of, buffers, exchange);
     let pool_index = pool_of(site.route(route), &RequestFacts { matched: Some((&site, route)), ..facts });
     let cookies = buffers.request.fields().values(&buffers.from_client, Name::Cookie);
-    exchange.enter(route, pool_index, keeps_body, cookies);
+    exchange.enter(route, pool_index, keeps_body, cookies, clock::now());
     of.limits = exchange.client_limits(ClientLimits::of_listener(of.listener));
     match leads_nowhere {
         true => Event::Failed { failed: Failure::RequestMalformed.into(), has_body: false },

@@ -111,6 +111,8 @@ variables! {
     Failure = "failure", Answer;
     /// Seconds until that status arrived, with milliseconds.
     UpstreamResponseTime = "upstream_response_time", End;
+    /// What happened, each event with its time in seconds since the request's head.
+    Trace = "trace", End;
     /// Bytes of the response's body sent to the client.
     BodyBytesSent = "body_bytes_sent", End;
 }
@@ -243,7 +245,7 @@ impl Variable {
             | Self::Pool => false,
             Self::RequestTime | Self::RequestTimeMs | Self::TimeIso8601 | Self::TimeLocal | Self::Msec => false,
             Self::Status | Self::UpstreamAddr | Self::UpstreamStatus | Self::Attempts | Self::Failure => false,
-            Self::UpstreamResponseTime | Self::BodyBytesSent => false,
+            Self::UpstreamResponseTime | Self::Trace | Self::BodyBytesSent => false,
             // Backends are trusted, as nginx trusts their X-Accel-Redirect.
             Self::BackendField(_) => false,
             Self::Table(id) => tables.get(*id).is_some_and(|table| {

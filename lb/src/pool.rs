@@ -470,6 +470,12 @@ impl Draft {
         };
         Self { plan, outdated }
     }
+
+    /// Has the state of every backend reset.
+    pub fn with_all_outdated(mut self) -> Self {
+        self.outdated = self.plan.members.iter().map(|member| Arc::clone(&member.backend)).collect();
+        self
+    }
 }
 
 impl Plan {

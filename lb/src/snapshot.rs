@@ -37,8 +37,12 @@ impl Snapshot {
             let draft = |before: Option<&Plan>| Draft::new(config, before, rings.find(config), metrics, secret);
             match previous.and_then(|previous| previous.pool_with_config(&config.name)) {
                 Some((pool, before)) => {
-                    if before != Some(config) {
-                        pool.adopt(draft(Some(&*pool.plan())), clock::now());
+                    let draft = || draft(Some(&*pool.plan()));
+                    match before {
+                        Some(before) if before == config => {}
+                        Some(_) => pool.adopt(draft(), clock::now()),
+                        // It was not probed meanwhile.
+                        None => pool.adopt(draft().with_all_outdated(), clock::now()),
                     }
                     Arc::clone(pool)
                 }

@@ -1,8 +1,9 @@
 use std::cell::Cell;
 
 use super::*;
+use crate::balance::Key;
 use crate::config::route::PathPrefix;
-use crate::pool::Pool;
+use crate::pool::{Pick, Pool};
 
 fn control() -> Control {
     let text = "[state]\npersist = false\n[[listener]]\naddress = \"127.0.0.1:0\"\n[[route]]\npool = \"app\"\n\
@@ -142,25 +143,49 @@ fn retired_snapshots_are_dropped_by_control_and_not_by_exchanges() {
 fn counters_are_dropped_with_the_last_snapshot_that_names_them() {
     let control = control();
     let series = || String::from_utf8(control.metrics.scrape(|_| {})).expect("text");
-    let rename = |from: &'static str, to: &'static str| {
-        let change = move |_: &ChangeState, before: &Snapshot| {
-            let mut wanted = before.config.clone();
-            let name = PoolName::new(to).expect("valid");
-            wanted.pools.iter_mut().filter(|p| p.name.as_str() == from).for_each(|p| p.name = name.clone());
-            wanted.routes.iter_mut().for_each(|route| route.pool = name.clone());
-            Ok::<_, Infallible>(PreparedChange { config: Some(wanted), record: None, result: () })
-        };
-        assert!(control.take_up(None, change).is_ok());
-    };
     let app = pool(&control);
     app.metrics.retries.inc();
     assert!(series().contains("evenkeel_retries_total{pool=\"app\"} 1"));
     make(&control, ChangeRequest::Algorithm { pool: None, to: Algorithm::IpHash });
     assert!(series().contains("evenkeel_retries_total{pool=\"app\"} 1"), "taken over");
-    rename("app", "other");
+    rename(&control, "app", "other");
     app.metrics.retries.inc();
     assert!(!series().contains("\"app\""), "{}", series());
-    rename("other", "app");
+    rename(&control, "other", "app");
     assert!(series().contains("evenkeel_retries_total{pool=\"app\"} 0"), "another pool of that name");
     assert!(!Arc::ptr_eq(&app, &pool(&control)));
+}
+
+fn rename(control: &Control, from: &'static str, to: &'static str) {
+    let change = move |_: &ChangeState, before: &Snapshot| {
+        let mut wanted = before.config.clone();
+        let name = PoolName::new(to).expect("valid");
+        wanted.pools.iter_mut().filter(|p| p.name.as_str() == from).for_each(|p| p.name = name.clone());
+        wanted.routes.iter_mut().for_each(|route| route.pool = name.clone());
+        Ok::<_, Infallible>(PreparedChange { config: Some(wanted), record: None, result: () })
+    };
+    assert!(control.take_up(None, change).is_ok());
+}
+
+#[test]
+fn a_pool_that_comes_back_before_its_exchanges_have_ended_is_the_same_and_learns_anew() {
+    let control = control();
+    let app = pool(&control);
+    let Pick::Use(choice) = app.choose(&Key { client: None }, None, &[], false) else { panic!("it has backends") };
+    let has_series = || {
+        String::from_utf8(control.metrics.scrape(|_| {}))
+            .expect("text")
+            .contains("evenkeel_retries_total{pool=\"app\"}")
+    };
+    rename(&control, "app", "other");
+    assert!(has_series() && control.drop_drained(), "an exchange is in flight");
+    assert!(choice.lease.is_current(), "and goes on");
+    rename(&control, "other", "app");
+    assert!(Arc::ptr_eq(&app, &pool(&control)));
+    assert_eq!((app.plan().in_flight(), choice.lease.is_current()), (1, false), "its backends may be other servers");
+
+    rename(&control, "app", "other");
+    drop(choice);
+    assert!(!control.drop_drained() && !has_series());
+    assert_eq!(control.snapshot().all_pools().count(), 1);
 }

@@ -17,6 +17,8 @@ use crate::site::{RouteId, Site};
 
 /// The number of events kept.
 const MAX_EVENTS: usize = 16;
+/// Up to this time in seconds, the microseconds fit 32 bits: 71 minutes.
+const MAX_SECONDS: u64 = u32::MAX as u64 / 1_000_000 - 1;
 /// Exchanges that take longer are shown with their trace.
 const SLOW: Duration = Duration::from_secs(1);
 
@@ -97,9 +99,10 @@ impl Trace {
     #[inline]
     pub(super) fn push(&mut self, what: TraceEventKind, now: Instant) {
         if let Some(event) = self.events.get_mut(self.count as usize) {
-            // After 71 minutes, the exact time is no longer recorded.
-            let micros = now.saturating_duration_since(self.started).as_micros();
-            *event = TraceEvent { micros: u32::try_from(micros).unwrap_or(u32::MAX), what };
+            let after = now.saturating_duration_since(self.started);
+            // Later times are not exact.
+            let seconds = after.as_secs().min(MAX_SECONDS) as u32;
+            *event = TraceEvent { micros: seconds * 1_000_000 + after.subsec_micros(), what };
         }
         self.count = self.count.saturating_add(1);
     }

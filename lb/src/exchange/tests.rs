@@ -368,7 +368,7 @@ fn a_response_is_replaced_ten_times_at_most() {
     assert!(matches!(endless.tell(answer(404)), Step::Refuse(Refusal::Internal)));
     assert_eq!(endless.in_flight(), 0);
     assert_eq!(endless.finish(Instant::now()).status, 500);
-    assert_eq!(endless.trace.lost(), 33 + 1 - 16, "three events each time, and how it began and ended");
+    assert_eq!(endless.trace.lost(), 22 + 2 - 16, "two events each time, and how it began and ended");
 }
 
 // It was told of as cut off by the shutdown.

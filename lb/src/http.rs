@@ -137,6 +137,8 @@ pub(crate) struct ThreadState {
     handshake_turn: Semaphore,
     /// Exchanges in flight on this thread. Only its own tasks write this counter.
     exchanges: AtomicUsize,
+    /// Connections without an exchange whose clients still take the end of a response. The same.
+    drains: AtomicUsize,
     /// Idle connections that still have to be shed, and for how many milliseconds they have been idle at least.
     to_shed: AtomicUsize,
     min_idle_ms: AtomicU64,
@@ -363,11 +365,22 @@ impl Engine {
 
 impl ThreadState {
     pub(crate) fn new(shutdown: Shutdown) -> Self {
-        let [exchanges, to_shed, sheddings] = [const { AtomicUsize::new(0) }; 3];
+        let [exchanges, drains, to_shed, sheddings] = [const { AtomicUsize::new(0) }; 4];
         let [lingering, handshakes] = [const { ShedGroup::new() }; 2];
         let (idle, handshake_turn) = (Notify::const_new(), Semaphore::const_new(1));
         let min_idle_ms = AtomicU64::new(0);
-        Self { shutdown, idle, lingering, handshakes, handshake_turn, exchanges, to_shed, min_idle_ms, sheddings }
+        Self {
+            shutdown,
+            idle,
+            lingering,
+            handshakes,
+            handshake_turn,
+            exchanges,
+            drains,
+            to_shed,
+            min_idle_ms,
+            sheddings,
+        }
     }
 
     /// Wakes idle connections, so that they close. Call this once the stop has begun.
@@ -390,6 +403,15 @@ impl ThreadState {
         self.exchanges.load(Ordering::Relaxed)
     }
 
+    /// Counts a connection whose client still takes the end of a response until dropped. A graceful stop waits for it.
+    fn in_drain(&self) -> CountGuard<'_> {
+        CountGuard::new(&self.drains)
+    }
+
+    pub(crate) fn drains(&self) -> usize {
+        self.drains.load(Ordering::Relaxed)
+    }
+
     /// Sheds `count` connections: those that linger, then idle ones, longest-waiting first.
     fn shed(&self, count: usize, min_idle: Duration) {
         let lingering = self.lingering.shed(count);
@@ -404,9 +426,10 @@ impl ThreadState {
     }
 
     /// Takes one of the sheddings that are due. True: the connection that asks, which has been idle for so long, has to
-    /// close.
-    fn sheds_one(&self, idle_for: Duration) -> bool {
-        idle_for.as_millis() >= u128::from(self.min_idle_ms.load(Ordering::Relaxed)) && take_one(&self.to_shed)
+    /// close. `is_held`: the kernel holds bytes that its client has not taken. Such a client is not idle.
+    fn sheds_one(&self, idle_for: Duration, is_held: impl FnOnce() -> bool) -> bool {
+        let is_idle = idle_for.as_millis() >= u128::from(self.min_idle_ms.load(Ordering::Relaxed));
+        is_idle && self.to_shed.load(Ordering::Relaxed) > 0 && !is_held() && take_one(&self.to_shed)
     }
 
     /// Whether the process stops: idle connections close at once, busy ones after their current exchange.

@@ -28,6 +28,9 @@ pub(crate) enum Bug {
     /// A reset reported to a write was forgotten. The next read found the end of the connection, and an incomplete
     /// response counted as complete.
     ForgottenReset,
+    /// A connection counted as idle while the kernel still held bytes for its client. It was closed, what the client
+    /// sent next caused a reset, and the rest of the response was lost.
+    HeldIsIdle,
     /// A lingering close under TLS ended when the client closed its side, before the close_notify alert was sent.
     LostAlert,
     /// The wait for a flush went on when the flush had ended: a backend that closed because of a slow client was
@@ -39,7 +42,7 @@ pub(crate) enum Bug {
 
 impl Bug {
     #[cfg(test)]
-    pub(crate) const ALL: [Self; 12] = [
+    pub(crate) const ALL: [Self; 13] = [
         Self::PoisonedConnection,
         Self::HalfDuplex,
         Self::BlamedBackend,
@@ -49,6 +52,7 @@ impl Bug {
         Self::TakenBack,
         Self::ChargedContinue,
         Self::ForgottenReset,
+        Self::HeldIsIdle,
         Self::LostAlert,
         Self::StaleWait,
         Self::LostWakeup,

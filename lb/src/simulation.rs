@@ -54,6 +54,7 @@ use history::{
     ClientFault, Coverage, Exchange, Framing, PlannedRequest, Route, Signal, cover, record_fault, report_violation,
 };
 use random::{below, between, milliseconds, one_in, pick, size};
+use wire::Sips;
 
 /// The longest that a run may take in simulated time, even if many of its waits end only by their time limits.
 const MAX_RUN_TIME: Duration = Duration::from_secs(30 * 60);
@@ -295,9 +296,13 @@ fn scenario(seed: u64) {
     })));
     for client in 0..between(1, 4) {
         let delay = if one_in(2) { Duration::ZERO } else { milliseconds(0, 30) };
-        let plan = |_| match !is_tls && one_in(4) {
-            true => Plan::Http2(http2_plan(seed, scale, clients_fail, max_body)),
-            false => Plan::Http1(client_plan(scale, clients_fail, half_close, max_body)),
+        let plan = |turn| {
+            // Derived from the seed, as above.
+            let sips = Sips::drawn(simulated::mixed(seed.wrapping_add(1000 + 10 * client + turn)));
+            match !is_tls && one_in(4) {
+                true => Plan::Http2(http2_plan(seed, scale, clients_fail, max_body, sips)),
+                false => Plan::Http1(client_plan(scale, clients_fail, half_close, max_body, sips)),
+            }
         };
         let plans = (0..between(1, 2)).map(plan).collect();
         spawn(TaskKind::Actor, run_client(Rc::clone(&balancer), client, delay, plans, scale, has_long_pauses));
@@ -356,7 +361,7 @@ async fn run_client(
         match plan {
             Plan::Http1(plan) => {
                 let tls = balancer.is_tls.then(tls::Tls::client);
-                let connection = wire::Connection::new(actor_pipe, tls);
+                let connection = wire::Connection::sipping(actor_pipe, tls, plan.sips.clone());
                 if has_long_pauses {
                     // Shorter than every time limit, with all short pauses.
                     connection.will_pause(milliseconds(100, 700));
@@ -426,11 +431,11 @@ fn record_shedding(link: &Arc<Link>) {
     });
 }
 
-fn client_plan(scale: Scale, may_fail: bool, half_close: HalfClose, max_body: Option<u64>) -> client::Plan {
+fn client_plan(scale: Scale, may_fail: bool, half_close: HalfClose, max_body: Option<u64>, sips: Sips) -> client::Plan {
     let count = between(1, 4);
     let reads_late = one_in(5);
     let mut is_at_fault = false;
-    let requests = (0..count)
+    let requests: Vec<_> = (0..count)
         .map(|n| {
             let mut request = random_request(scale, may_fail, n + 1 == count);
             // A client that waits for a 100 has to read it.
@@ -443,17 +448,20 @@ fn client_plan(scale: Scale, may_fail: bool, half_close: HalfClose, max_body: Op
             request
         })
         .collect();
+    // Who waits for a 100 has to read it in time.
+    let may_sip = !reads_late && requests.iter().all(|request| !request.expects_continue);
     client::Plan {
         requests,
         is_pipelined: one_in(4),
         reads_late,
         keeps_open: one_in(4),
+        sips: if may_sip { sips } else { Sips::default() },
         max_write: scale.max_write,
         half_close,
     }
 }
 
-fn http2_plan(seed: u64, scale: Scale, may_fail: bool, max_body: Option<u64>) -> http2::Plan {
+fn http2_plan(seed: u64, scale: Scale, may_fail: bool, max_body: Option<u64>, sips: Sips) -> http2::Plan {
     let requests = (0..between(1, 6)).map(|n| {
         let mut request = random_request(scale, may_fail, false);
         // These faults exist only in HTTP/1.1.
@@ -470,7 +478,10 @@ fn http2_plan(seed: u64, scale: Scale, may_fail: bool, max_body: Option<u64>) ->
         record_request(&mut request, is_at_fault, false, true);
         request
     });
-    http2::Plan { requests: requests.collect(), keeps_open: one_in(4), max_write: scale.max_write }
+    let requests: Vec<_> = requests.collect();
+    // Who sends content has to read in time that windows are opened.
+    let sips = if requests.iter().all(|request| request.size == 0) { sips } else { Sips::default() };
+    http2::Plan { requests, keeps_open: one_in(4), sips, max_write: scale.max_write }
 }
 
 /// Adds a request to the history and sets its id.
@@ -608,8 +619,9 @@ const ORDINARY_SEEDS: u64 = 400;
 const MAX_SCHEDULES_PER_BUG: u64 = 5_000;
 /// Bugs that only `make simulate` plants, since they need more schedules: a response of unknown length for a client of
 /// HTTP/1.0 has to be in progress when the stop times out; a client under TLS has to shut its side down before it has
-/// read the end of the last response.
-const RARE_BUGS: [Bug; 2] = [Bug::CleanCutOff, Bug::LostAlert];
+/// read the end of the last response; a client of HTTP/2 has to read for two seconds more when its connection has to
+/// close, and to send a request meanwhile.
+const RARE_BUGS: [Bug; 3] = [Bug::CleanCutOff, Bug::HeldIsIdle, Bug::LostAlert];
 const MAX_SCHEDULES_PER_RARE_BUG: u64 = 500_000;
 
 fn replay(seed: u64, what: &str) -> String {

@@ -15,6 +15,7 @@ mod hot_swap;
 mod http2;
 mod jumps;
 mod kill;
+mod last_bytes;
 mod listeners;
 mod locations;
 mod logs;

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use tests::deadline::is_acknowledgement_told;
 use tests::http2::{Http2, reply, request, tls};
-use tests::{Balancer, Config, End, Origin, Pool, Port, Request, Step, eventually, response, within};
+use tests::{Balancer, Config, End, Origin, Pool, Port, Request, Step, Wire, eventually, response, within};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// More than is buffered before a backend is chosen.
@@ -173,6 +173,104 @@ async fn a_backend_that_reads_slowly_and_steadily_is_served_however_much_is_buff
     let mut wire = balancer.connect().await;
     assert_eq!(wire.exchange(&Request::post("/", vec![b'x'; SIZE])).await.status, 200);
     reading.await.expect("no panic").expect("an open connection");
+}
+
+/// A backend that takes little at a time for some seconds, then the rest, and answers. It can begin its response
+/// before.
+fn slow_backend(port: &Port, size: usize, begins_early: bool) -> tokio::task::JoinHandle<std::io::Result<()>> {
+    let listener = port.listen();
+    tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await?;
+        if begins_early {
+            stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\n").await?;
+        }
+        let (begun, mut came) = (Instant::now(), 0);
+        while came < size {
+            let is_slow = begun.elapsed() < Duration::from_secs(5);
+            match stream.read(&mut vec![0; if is_slow { 10_000 } else { 100_000 }]).await? {
+                0 => break,
+                count => came += count,
+            }
+            if is_slow {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+        let answer = if begins_early { b"done".to_vec() } else { response(200, &[], "done") };
+        stream.write_all(&answer).await
+    })
+}
+
+// Its time began when the request was in the send buffer, of which it still had to take megabytes: 504.
+#[tokio::test]
+async fn a_backend_that_still_takes_its_request_owes_no_response() {
+    // Fits into the send buffer.
+    const SIZE: usize = 1_200_000;
+    if !is_acknowledgement_told() {
+        return;
+    }
+    let upload = async |begins_early: bool| {
+        let port = Port::reserve();
+        let answering = slow_backend(&port, SIZE, begins_early);
+        let limits = "response_timeout = \"2s\"\nread_timeout = \"2s\"";
+        let pool = Pool::empty("app").backend(&port.address().to_string(), "").set(limits);
+        let balancer = Balancer::start(Config::default().pool(pool).listener("max_body_bytes = 100000000")).await;
+        let mut wire = balancer.connect().await;
+        let reply = wire.exchange(&Request::post("/", vec![b'x'; SIZE])).await;
+        assert_eq!((reply.status, reply.text().as_str()), (200, "done"), "begins early: {begins_early}");
+        answering.await.expect("no panic").expect("an open connection");
+    };
+    tokio::join!(upload(false), upload(true));
+}
+
+#[tokio::test]
+async fn a_backend_that_takes_nothing_of_its_request_owes_a_response_in_time() {
+    let port = Port::reserve();
+    // Its kernel takes what it has room for.
+    let _listener = port.listen();
+    let pool = Pool::empty("app").backend(&port.address().to_string(), "").set("response_timeout = \"1s\"");
+    let balancer = Balancer::start(Config::default().pool(pool).listener("max_body_bytes = 100000000")).await;
+    let mut wire = balancer.connect().await;
+    let begun = Instant::now();
+    assert_eq!(wire.exchange(&Request::post("/", vec![b'x'; 1_200_000])).await.status, 504);
+    assert!(begun.elapsed() >= Duration::from_secs(1), "{:?}", begun.elapsed());
+}
+
+// A tunnel was idle when nothing could be written, whatever the backend still took of the send buffer.
+#[tokio::test]
+async fn a_tunnel_is_not_idle_while_its_backend_takes_what_was_sent() {
+    const SIZE: usize = 1_200_000;
+    if !is_acknowledgement_told() {
+        return;
+    }
+    let port = Port::reserve();
+    let listener = port.listen();
+    let answering = tokio::spawn(async move {
+        let mut wire = Wire::new(listener.accept().await?.0);
+        wire.request_head().await?;
+        let head = "HTTP/1.1 101 Switching\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
+        wire.stream.write_all(head.as_bytes()).await?;
+        let (begun, mut came) = (Instant::now(), wire.buffer.len());
+        while came < SIZE {
+            let is_slow = begun.elapsed() < Duration::from_secs(5);
+            match wire.stream.read(&mut vec![0; if is_slow { 10_000 } else { 100_000 }]).await? {
+                0 => break,
+                count => came += count,
+            }
+            if is_slow {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+        wire.stream.write_all(came.to_string().as_bytes()).await
+    });
+    let pool = Pool::empty("app").backend(&port.address().to_string(), "").set("tunnel_timeout = \"2s\"");
+    let balancer = Balancer::start(Config::default().pool(pool)).await;
+    let mut wire = balancer.connect().await;
+    let upgrade = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13";
+    wire.send(format!("GET / HTTP/1.1\r\nHost: x\r\n{upgrade}\r\nSec-WebSocket-Key: eA==\r\n\r\n")).await;
+    assert_eq!(wire.reply_head().await.status, 101);
+    wire.send(vec![b'x'; SIZE]).await;
+    assert_eq!(String::from_utf8_lossy(&wire.rest().await.0), SIZE.to_string());
+    answering.await.expect("no panic").expect("an open connection");
 }
 
 #[tokio::test]

@@ -20,7 +20,7 @@ use super::burst::let_others_read;
 use super::content::Content;
 use super::facts::RequestFacts;
 use super::h2::stream::Http2Stream;
-use super::linger::{SHUTDOWN_TIMEOUT, linger};
+use super::linger::{Drain, Drained, SHUTDOWN_TIMEOUT, linger};
 use super::pace::Pace;
 use super::request::{self, ForwardedFields, Request, RequestState, StatusFields};
 use super::response::{of_status, without_route, write_head};
@@ -89,8 +89,13 @@ pub(crate) async fn serve(engine: Arc<Engine>, mut client: ClientStream, peer: i
     .await;
     let mut buffers = None;
     loop {
-        let Some(mut lent) = first_bytes(&engine, &mut client, &mut timer, &mut wakeups, &idle, buffers).await else {
-            break;
+        let mut lent = match first_bytes(&engine, &mut client, &mut timer, &mut wakeups, &idle, buffers).await {
+            Ok(lent) => lent,
+            Err(IdleEnd::TooSlow) => return client.abort(),
+            // It sends nothing that could cause a reset; for the rest see below.
+            Err(IdleEnd::Gone) if engine.keeps_clients() => break,
+            Err(_) if client.is_held() => return Box::pin(linger(&engine, &mut client, false)).await,
+            Err(_) => break,
         };
         // In a box of its own, so that an idle connection is small.
         let guard = ResetOnDrop(&mut client);
@@ -109,12 +114,16 @@ pub(crate) async fn serve(engine: Arc<Engine>, mut client: ClientStream, peer: i
         match action {
             ConnectionAction::Idle => {}
             ConnectionAction::Close if client.has_unread_bytes() => {
-                return Box::pin(linger(&engine, &mut client)).await;
+                return Box::pin(linger(&engine, &mut client, true)).await;
+            }
+            // The kernel sends the rest by itself, unless the machine, or the container, goes with the process.
+            ConnectionAction::Close if !engine.keeps_clients() && client.is_held() => {
+                return Box::pin(linger(&engine, &mut client, false)).await;
             }
             // Closing the socket says as much as shutting it down before.
             ConnectionAction::Close if !client.is_tls() => return,
             ConnectionAction::Close => break,
-            ConnectionAction::Linger => return Box::pin(linger(&engine, &mut client)).await,
+            ConnectionAction::Linger => return Box::pin(linger(&engine, &mut client, true)).await,
             ConnectionAction::Abort | ConnectionAction::Refuse => return client.abort(),
             ConnectionAction::Http2 => {
                 // Streams cannot ask for the local address.
@@ -125,7 +134,10 @@ pub(crate) async fn serve(engine: Arc<Engine>, mut client: ClientStream, peer: i
             }
         }
     }
-    let _ = timeout(SHUTDOWN_TIMEOUT, client.shutdown()).await;
+    // The closing alert has to wait while the kernel takes no more.
+    if timeout(SHUTDOWN_TIMEOUT, client.shutdown()).await.is_err() && client.is_held() {
+        Box::pin(linger(&engine, &mut client, false)).await;
+    }
 }
 
 /// Resets the connection when dropped during a request, by a panic or at the shutdown deadline. A regular close would
@@ -152,7 +164,7 @@ pub(super) async fn serve_stream(engine: &Engine, mut stream: Http2Stream, peer:
     buffers.give_back();
     match served.action {
         ConnectionAction::Idle | ConnectionAction::Close | ConnectionAction::Http2 => {}
-        ConnectionAction::Linger => linger(engine, &mut client).await,
+        ConnectionAction::Linger => linger(engine, &mut client, true).await,
         ConnectionAction::Abort => client.abort(),
         ConnectionAction::Refuse => client.refuse(),
     }
@@ -198,13 +210,25 @@ struct Idle {
 /// What ends the wait of an idle connection.
 enum IdleEvent {
     Request(Box<Buffers>),
-    End,
+    /// The connection is to be closed.
+    End(IdleEnd),
     /// Connections that have been idle for long are to close.
     Shedding,
 }
 
+/// Why an idle connection is to be closed.
+enum IdleEnd {
+    /// It was idle for as long as it may be, or its place is wanted.
+    Over,
+    /// The client has closed its side.
+    Gone,
+    /// The client takes too little of what the kernel holds for it.
+    TooSlow,
+}
+
 /// Waits for the first bytes of a request without holding buffers: `buffers` serves the first read and is given back.
-/// `None`: the connection is to be closed.
+/// The time of an idle connection does not pass while its client still takes what the kernel holds of the last
+/// response: then it begins anew.
 async fn first_bytes<'e>(
     engine: &'e Engine,
     client: &mut ClientStream,
@@ -212,9 +236,12 @@ async fn first_bytes<'e>(
     wakeups: &mut IdleWakeups<'_, 'e>,
     idle: &Idle,
     mut buffers: Option<Box<Buffers>>,
-) -> Option<Box<Buffers>> {
+) -> Result<Box<Buffers>, IdleEnd> {
+    let mut since = idle.since;
+    let mut drain: Option<Box<Drain>> = None;
     loop {
-        let waiting = timer.limit(idle.since, idle.limit, |cx| {
+        let (began, limit) = drain.as_ref().map_or((since, idle.limit), |drain| drain.next_look());
+        let waiting = timer.limit(began, limit, |cx| {
             let mut buffers = buffers.take().unwrap_or_else(Buffers::take);
             buffers.from_client.reserve(HEAD_READ_BYTES);
             buffers.from_client.extend_from_slice(&BLANK_LINES[..idle.blank_bytes]);
@@ -224,25 +251,39 @@ async fn first_bytes<'e>(
             }
             buffers.give_back();
             match read {
-                Poll::Ready(_) => Poll::Ready(IdleEvent::End),
-                Poll::Pending if engine.is_revoked() => Poll::Ready(IdleEvent::End),
+                Poll::Ready(_) => Poll::Ready(IdleEvent::End(IdleEnd::Gone)),
+                Poll::Pending if engine.is_revoked() => Poll::Ready(IdleEvent::End(IdleEnd::Over)),
                 // A new client's first request may be on its way; the stop does not wait for long.
                 Poll::Pending if engine.thread.is_stopping() && !idle.is_new && !client.has_more_to_read() => {
-                    Poll::Ready(IdleEvent::End)
+                    Poll::Ready(IdleEvent::End(IdleEnd::Over))
                 }
                 Poll::Pending if wakeups.ask_to_leave(engine, cx) => Poll::Ready(IdleEvent::Shedding),
                 Poll::Pending => Poll::Pending,
             }
         });
         match waiting.await {
-            Ok(IdleEvent::Request(buffers)) => return Some(buffers),
-            Ok(IdleEvent::Shedding) => {}
-            Ok(IdleEvent::End) | Err(_) => return None,
-        }
-        let idle_for = clock::now().saturating_duration_since(idle.since);
-        if engine.client_limit.is_full() && engine.thread.sheds_one(idle_for) {
-            engine.control.metrics.client_connections_shed.inc();
-            return None;
+            Ok(IdleEvent::Request(buffers)) => return Ok(buffers),
+            Ok(IdleEvent::Shedding) => {
+                let idle_for = clock::now().saturating_duration_since(since);
+                if engine.client_limit.is_full() && engine.thread.sheds_one(idle_for, || client.is_held()) {
+                    engine.control.metrics.client_connections_shed.inc();
+                    return Err(IdleEnd::Over);
+                }
+            }
+            // A client that has not had a response has nothing to lose.
+            Err(_) if idle.is_new => return Err(IdleEnd::Over),
+            Err(_) => match drain.as_mut().map(|drain| drain.look(client.acknowledged())) {
+                None => {
+                    drain = Drain::begin(&engine.listener(), client.acknowledged()).map(Box::new);
+                    if drain.is_none() {
+                        return Err(IdleEnd::Over);
+                    }
+                }
+                Some(Drained::Partly) => {}
+                Some(Drained::All) => (drain, since) = (None, clock::now()),
+                Some(Drained::TooSlow) => return Err(IdleEnd::TooSlow),
+            },
+            Ok(IdleEvent::End(end)) => return Err(end),
         }
     }
 }

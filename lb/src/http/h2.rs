@@ -29,8 +29,10 @@ use tokio_util::io::poll_read_buf;
 
 use super::burst::wake_after_others;
 use super::client::serve_stream;
-use super::io::{Io, acknowledged};
+use super::io::{Acknowledged, Io};
+use super::linger::{Drain, Drained, drain, is_held};
 use super::pace::{ConnectionTotal, Pace, RATE_GRACE};
+use super::stream::poll_discard;
 use super::timer::Timer;
 use super::{CountGuard, Engine};
 use crate::clock::{self, timeout};
@@ -92,6 +94,8 @@ pub(crate) async fn serve(engine: Arc<Engine>, io: Io, read: Vec<u8>, peer: Peer
         pace_since: clock::now(),
         written_before: 0,
         is_leaving: false,
+        drain: None,
+        is_shut_down: false,
         exchange: None,
     };
     let mut timer = Timer::default();
@@ -125,6 +129,8 @@ enum Over {
     Told,
     /// The client has to leave, and its GOAWAY is still to be queued.
     Leave,
+    /// The same, because it takes too little of its responses.
+    Stuck,
 }
 
 /// What a connection does.
@@ -186,6 +192,10 @@ struct Driver<'a> {
     written_before: u64,
     /// The client has been asked to leave.
     is_leaving: bool,
+    /// The connection has been idle for long enough to close, but its client still takes its responses.
+    drain: Option<Box<Drain>>,
+    /// Our side of the socket is closed.
+    is_shut_down: bool,
     /// Held while the connection is not idle, so that a stop waits for it.
     exchange: Option<CountGuard<'a>>,
 }
@@ -228,6 +238,7 @@ impl<'a> Driver<'a> {
         let was = std::mem::replace(&mut self.phase, is);
         if was != is {
             self.phase_since = clock::now();
+            self.drain = None;
             if was == Phase::Serving {
                 let listener = self.engine.listener();
                 self.pace = Pace::new(listener.min_rate, listener.send_timeout, None);
@@ -424,11 +435,16 @@ impl<'a> Driver<'a> {
     fn is_shed(&self) -> bool {
         let engine = self.engine;
         let idle_for = clock::now().saturating_duration_since(self.phase_since);
-        let is_shed = engine.client_limit.is_full() && engine.thread.sheds_one(idle_for);
+        let is_shed =
+            engine.client_limit.is_full() && engine.thread.sheds_one(idle_for, || is_held(self.acknowledged()));
         if is_shed {
             engine.control.metrics.client_connections_shed.inc();
         }
         is_shed
+    }
+
+    fn acknowledged(&self) -> Option<Acknowledged> {
+        self.io.acknowledged()
     }
 
     /// Waits, but no longer than it may. While it has only to send what is left of its responses, the client has to
@@ -446,9 +462,12 @@ impl<'a> Driver<'a> {
             let of_phase = match self.phase {
                 Phase::Serving => None,
                 Phase::Sending | Phase::Flushing => Some(self.patience_with_reader(listener.send_timeout)),
-                Phase::Idle => Some((self.phase_since, self.patience)),
+                Phase::Idle => match &self.drain {
+                    None => Some((self.phase_since, self.patience)),
+                    Some(drain) => Some(drain.next_look()),
+                },
             };
-            let blocked = self.blocked.filter(|_| self.io.socket().is_some());
+            let blocked = self.blocked.filter(|_| self.io.tells_acknowledged());
             // Even the shortest patience, of a response that has just begun, leaves time for several.
             let of_look = blocked.map(|blocked| (blocked.looked_at, listener.send_timeout.min(RATE_GRACE) / LOOKS));
             let ends = |(since, limit): &(Instant, Duration)| {
@@ -467,9 +486,33 @@ impl<'a> Driver<'a> {
             } else if Some(first) != of_phase {
                 self.link.lock().fail(Code::EnhanceYourCalm, "a frame, or a head, that does not end in time");
                 return Err(self.error(Some("timeout")));
-            } else if !is_sending || limit.is_zero() && !self.look() {
-                return Err(Over::Leave);
+            } else if !is_sending {
+                self.drain_or_leave()?;
+            } else if limit.is_zero() && !self.look() {
+                return Err(Over::Stuck);
             }
+        }
+    }
+
+    /// The connection has been idle for as long as it may be. Its time does not pass while the client still takes what
+    /// the kernel holds of its responses: then it begins anew.
+    fn drain_or_leave(&mut self) -> Result<(), Over> {
+        let acknowledged = self.acknowledged();
+        match &mut self.drain {
+            // A client that has not had a response has nothing to lose.
+            None if self.link.total.written() > 0 => {
+                self.drain = Drain::begin(&self.engine.listener(), acknowledged).map(Box::new);
+                if self.drain.is_some() { Ok(()) } else { Err(Over::Leave) }
+            }
+            None => Err(Over::Leave),
+            Some(drain) => match drain.look(acknowledged) {
+                Drained::Partly => Ok(()),
+                Drained::All => {
+                    (self.drain, self.phase_since) = (None, clock::now());
+                    Ok(())
+                }
+                Drained::TooSlow => Err(Over::Stuck),
+            },
         }
     }
 
@@ -488,7 +531,7 @@ impl<'a> Driver<'a> {
     /// `send_timeout`: the system calls the socket writable only once a third of that has gone.
     fn look(&mut self) -> bool {
         let Some(blocked) = &mut self.blocked else { return false };
-        let (now, acknowledged) = (clock::now(), self.io.socket().map_or(0, acknowledged));
+        let (now, acknowledged) = (clock::now(), self.io.acknowledged().map_or(0, |acknowledged| acknowledged.bytes));
         let before = blocked.acknowledged.replace(acknowledged).unwrap_or(acknowledged);
         blocked.looked_at = now;
         let more = acknowledged.saturating_sub(before);
@@ -501,20 +544,29 @@ impl<'a> Driver<'a> {
 
     /// Writes what is left, closes the socket in stages, and waits for the tasks of the streams.
     async fn close(mut self, over: Over) {
+        let engine = self.engine;
         let has_begun = {
             let mut connection = self.link.lock();
             match over {
-                Over::Leave => connection.close(Code::NoError, ""),
+                Over::Leave | Over::Stuck => connection.close(Code::NoError, ""),
                 // The client has had its GOAWAY, or is gone.
                 Over::Gone | Over::Told => connection.lose(),
             }
             connection.has_begun()
         };
-        let is_shut_down =
-            over != Over::Gone && timeout(CLOSE_TIMEOUT, poll_fn(|cx| self.poll_shutdown(cx))).await.is_ok();
-        let Self { engine, link, mut io, .. } = self;
+        let drained = match over {
+            Over::Gone | Over::Stuck => Drained::All,
+            // Looks before it writes the GOAWAY: nobody waits for a client that has gone silently to acknowledge that.
+            Over::Leave | Over::Told => drain(engine, &mut self, Self::acknowledged, Self::poll_end).await,
+        };
+        if drained == Drained::TooSlow {
+            self.io.reset_when_closed();
+        } else if over != Over::Gone {
+            let _ = timeout(CLOSE_TIMEOUT, poll_fn(|cx| self.poll_shutdown(cx))).await;
+        }
+        let Self { link, mut io, is_shut_down, .. } = self;
         let lingering = async {
-            if is_shut_down && has_begun {
+            if is_shut_down && has_begun && drained == Drained::All {
                 linger(engine, &mut io).await;
             }
         };
@@ -526,14 +578,25 @@ impl<'a> Driver<'a> {
         tokio::join!(lingering, streams_end);
     }
 
+    /// Sends everything and closes our side, and reads and drops what the client sends, until it has closed its side.
+    fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let shut_down = self.poll_shutdown(cx);
+        while let Ok(1..) = ready!(poll_discard(&mut self.io, cx)) {}
+        shut_down
+    }
+
     /// Sends everything, and closes our side.
     fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.is_shut_down {
+            return Poll::Ready(());
+        }
         let has_gone = self.write(cx).is_err();
         if !has_gone && (!self.link.lock().unsent().is_empty() || self.is_unflushed) {
             return Poll::Pending;
         }
         // However it ends.
         let _ = ready!(Pin::new(&mut self.io).poll_shutdown(cx));
+        self.is_shut_down = true;
         Poll::Ready(())
     }
 }

@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use pingora::connectors::l4::BindTo;
 use pingora::prelude::ErrorType;
-use pingora::protocols::l4::ext;
+use pingora::protocols::l4::ext::{self, TCP_INFO};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, recv};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, Interest, ReadBuf};
@@ -37,6 +37,9 @@ const MAX_FULL_QUEUE_PAUSE: Duration = Duration::from_millis(128);
 /// How many attempts are made, within 0.7 s in total.
 const MAX_FULL_QUEUE_TRIES: u32 = 11;
 
+/// The state of a TCP connection that was reset, or whose both ends are closed (include/net/tcp_states.h).
+const TCP_CLOSE: u8 = 7;
+
 pub(crate) enum Io {
     Tcp(TcpStream),
     Unix(UnixStream),
@@ -47,6 +50,14 @@ pub(crate) enum Io {
     /// In memory, for simulations.
     #[cfg(test)]
     Pipe(pipe::Pipe),
+}
+
+/// What a peer's system has acknowledged of the bytes that were written to its socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Acknowledged {
+    pub bytes: u64,
+    /// The kernel holds nothing more for the peer: no bytes, and not the end of our side.
+    pub is_all: bool,
 }
 
 /// A socket that carries the plain bytes of the exchange.
@@ -168,6 +179,29 @@ impl Io {
         }
     }
 
+    /// Whether [`Self::acknowledged`] can be asked, as far as that is known without a system call.
+    pub(crate) fn tells_acknowledged(&self) -> bool {
+        match self {
+            Self::Unix(_) => false,
+            Self::Tls(tls) => tls.get_ref().0.tells_acknowledged(),
+            _ => true,
+        }
+    }
+
+    /// What the peer's system has acknowledged so far. `None` if the kernel does not tell: for a Unix socket, and
+    /// before Linux 6.2, whose answer is shorter than Pingora expects. Costs a system call.
+    pub(crate) fn acknowledged(&self) -> Option<Acknowledged> {
+        match self {
+            Self::Tcp(tcp) => ext::get_tcp_info(tcp.as_raw_fd()).ok().map(|info| Acknowledged::of(&info)),
+            Self::Unix(_) => None,
+            Self::Tls(tls) => tls.get_ref().0.acknowledged(),
+            #[cfg(feature = "pingora-proxy")]
+            Self::Accepted(accepted) => accepted.tcp_info().map(|info| Acknowledged::of(&info)),
+            #[cfg(test)]
+            Self::Pipe(pipe) => Some(pipe.acknowledged()),
+        }
+    }
+
     /// Whether the peer has disconnected with at least `missing` bytes still to come, for connections without a socket
     /// to watch. Otherwise `cx` is woken when that may have changed.
     pub(crate) fn has_disconnected(&mut self, _cx: &mut Context<'_>, _missing: u64) -> bool {
@@ -225,10 +259,12 @@ impl Io {
     }
 }
 
-/// How many bytes the peer's system has acknowledged; 0 if the kernel does not tell: for a Unix socket, and before
-/// Linux 6.2, whose answer is shorter than Pingora expects.
-pub(crate) fn acknowledged(socket: BorrowedFd<'_>) -> u64 {
-    ext::get_tcp_info(socket.as_raw_fd()).map_or(0, |info| info.tcpi_bytes_acked)
+impl Acknowledged {
+    fn of(info: &TCP_INFO) -> Self {
+        let is_held = info.tcpi_unacked > 0 || info.tcpi_notsent_bytes > 0;
+        // A connection that was reset still counts what it has dropped.
+        Self { bytes: info.tcpi_bytes_acked, is_all: !is_held || info.tcpi_state == TCP_CLOSE }
+    }
 }
 
 /// Connects to a Unix socket. If its queue is full, the system fails at once, unlike TCP, which waits.

@@ -2,6 +2,11 @@
 //! still sends. Closing at once would reset the connection, and a client that sends everything before it reads would
 //! never see its response.
 //!
+//! Until the client has acknowledged what the kernel holds for it, which may be some MB, the connection stays, for as
+//! long as the client takes it within the limits of a response: bytes that arrive at a closed socket, such as the
+//! WINDOW_UPDATE frames of HTTP/2, have the kernel reset the connection and drop all that. nginx closes after
+//! `lingering_time` all the same.
+//!
 //! Under TLS our side is closed when the closing alert has been sent. Without it the client takes a response that ends
 //! with the connection for one that broke off. So neither the end of the client's side nor another client that needs
 //! the place ends the close before (nginx waits for it too).
@@ -10,46 +15,163 @@ use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::io::AsyncWrite;
 
+use super::io::Acknowledged;
+use super::pace::Pace;
 use super::stream::ClientStream;
 use super::{Engine, h2};
-use crate::clock::{sleep, timeout};
+use crate::clock::{self, sleep, timeout};
+use crate::config::ListenerSettings;
 use crate::plant::Bug;
 
 /// How long closing our side may take under TLS, where somebody waits for it.
 pub(super) const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a stream's lingering close may last once the process stops.
 const LINGERING_AT_STOP: Duration = Duration::from_secs(1);
+/// The pauses between two looks at what a client has acknowledged, which nothing tells of: the first one, then doubled
+/// for each further look.
+const FIRST_LOOK: Duration = Duration::from_millis(10);
+const MAX_LOOK: Duration = Duration::from_millis(250);
 
-pub(super) async fn linger(engine: &Engine, client: &mut ClientStream) {
-    let listener = engine.listener();
+/// Watches how a client takes what the kernel holds for it, when there is nothing more to write. It has to take some
+/// within `send_timeout`, at `min_rate`, as while the response was written.
+pub(super) struct Drain {
+    pace: Pace,
+    send_timeout: Duration,
+    acknowledged: u64,
+    looked_at: Instant,
+    /// When it was last seen to have taken some.
+    taken_at: Instant,
+    /// How long after `looked_at` to look again.
+    pause: Duration,
+}
+
+/// How far a client has taken what the kernel held for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Drained {
+    Partly,
+    /// It has everything, or the kernel does not tell.
+    All,
+    /// It takes nothing, or too little.
+    TooSlow,
+}
+
+impl Drain {
+    /// `None`: the client has everything, or the kernel does not tell.
+    pub(super) fn begin(listener: &ListenerSettings, acknowledged: Option<Acknowledged>) -> Option<Self> {
+        let Acknowledged { bytes, .. } = acknowledged.filter(|_| is_held(acknowledged))?;
+        let (now, send_timeout) = (clock::now(), listener.send_timeout);
+        let pace = Pace::new(listener.min_rate, send_timeout, None);
+        let pause = FIRST_LOOK.min(send_timeout);
+        Some(Self { pace, send_timeout, acknowledged: bytes, looked_at: now, taken_at: now, pause })
+    }
+
+    /// When to look next: how long after which time.
+    pub(super) fn next_look(&self) -> (Instant, Duration) {
+        (self.looked_at, self.pause)
+    }
+
+    pub(super) fn look(&mut self, acknowledged: Option<Acknowledged>) -> Drained {
+        let Some(Acknowledged { bytes, is_all: false }) = acknowledged else { return Drained::All };
+        let now = clock::now();
+        let more = bytes.saturating_sub(std::mem::replace(&mut self.acknowledged, bytes));
+        let waited = now.saturating_duration_since(std::mem::replace(&mut self.looked_at, now));
+        self.pace.moved(more, waited);
+        if more > 0 {
+            self.taken_at = now;
+        }
+        let left = self.send_timeout.saturating_sub(now.saturating_duration_since(self.taken_at));
+        let left = self.pace.patience(left);
+        self.pause = (2 * self.pause).min(MAX_LOOK).min(left);
+        if left.is_zero() { Drained::TooSlow } else { Drained::Partly }
+    }
+}
+
+/// Whether the kernel is known to hold bytes that the client has not taken yet.
+pub(super) fn is_held(acknowledged: Option<Acknowledged>) -> bool {
+    acknowledged.is_some_and(|acknowledged| !acknowledged.is_all) && !Bug::HeldIsIdle.is_planted()
+}
+
+/// Waits until the client of a connection has [acknowledged](super::io::Io::acknowledged) what the kernel holds for it
+/// now, or takes too little of it. A stop waits for it. Meanwhile `poll` moves the connection; it is not polled again
+/// once it is ready.
+pub(super) async fn drain<C>(
+    engine: &Engine,
+    connection: &mut C,
+    acknowledged: impl Fn(&C) -> Option<Acknowledged>,
+    mut poll: impl FnMut(&mut C, &mut Context<'_>) -> Poll<()>,
+) -> Drained {
+    let Some(mut drain) = Drain::begin(&engine.listener(), acknowledged(connection)) else { return Drained::All };
+    let _draining = engine.thread.in_drain();
+    let mut is_over = false;
+    loop {
+        let (_, pause) = drain.next_look();
+        if is_over {
+            sleep(pause).await;
+        } else {
+            is_over = timeout(pause, poll_fn(|cx| poll(connection, cx))).await.is_ok();
+        }
+        let drained = drain.look(acknowledged(connection));
+        if drained != Drained::Partly {
+            return drained;
+        }
+    }
+}
+
+/// A connection that is being closed.
+struct Closing<'a> {
+    client: &'a mut ClientStream,
+    /// A cell, but one that two futures of a task may share.
+    is_shut_down: &'a AtomicBool,
+    has_client_ended: bool,
+    /// The client is known to send.
+    still_sends: bool,
+}
+
+impl Closing<'_> {
+    /// Closes our side, and reads and drops what the client sends. Ready when it has sent something, or when both sides
+    /// have ended (false).
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
+        if !self.is_shut_down.load(Ordering::Relaxed) {
+            self.is_shut_down.store(Pin::new(&mut *self.client).poll_shutdown(cx).is_ready(), Ordering::Relaxed);
+        }
+        if !self.has_client_ended {
+            if let Ok(1..) = ready!(self.client.poll_discard(cx)) {
+                self.still_sends = true;
+                return Poll::Ready(true);
+            }
+            self.has_client_ended = true;
+        }
+        match self.is_shut_down.load(Ordering::Relaxed) || Bug::LostAlert.is_planted() {
+            true => Poll::Ready(false),
+            false => Poll::Pending,
+        }
+    }
+
+    /// As [`Self::poll`], until both sides have ended.
+    fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        while ready!(self.poll(cx)) {}
+        Poll::Ready(())
+    }
+}
+
+/// `still_sends`: the client is known to. Otherwise, unless it sends meanwhile, the close ends once it has everything.
+pub(super) async fn linger(engine: &Engine, client: &mut ClientStream, still_sends: bool) {
+    let is_shut_down = AtomicBool::new(false);
     // A stream has no connection permit of its own.
     let is_stream = client.is_stream();
-    // A cell, but one that two futures of a task may share.
-    let is_shut_down = AtomicBool::new(false);
-    let lingering = async {
-        let mut has_client_ended = false;
-        // Ready when the client has sent something, or when both sides have ended (false).
-        let mut discard = |cx: &mut Context<'_>| {
-            if !is_shut_down.load(Ordering::Relaxed) {
-                is_shut_down.store(Pin::new(&mut *client).poll_shutdown(cx).is_ready(), Ordering::Relaxed);
-            }
-            if !has_client_ended {
-                if let Ok(1..) = ready!(client.poll_discard(cx)) {
-                    return Poll::Ready(true);
-                }
-                has_client_ended = true;
-            }
-            match is_shut_down.load(Ordering::Relaxed) || Bug::LostAlert.is_planted() {
-                true => Poll::Ready(false),
-                false => Poll::Pending,
-            }
-        };
-        while let Ok(true) = timeout(listener.lingering_timeout, poll_fn(&mut discard)).await {}
-    };
+    let mut closing = Closing { client, is_shut_down: &is_shut_down, has_client_ended: false, still_sends };
+    match drain(engine, &mut closing, |closing| closing.client.acknowledged(), Closing::poll_end).await {
+        Drained::TooSlow => return closing.client.reset_when_closed(),
+        _ if !closing.still_sends && is_shut_down.load(Ordering::Relaxed) => return,
+        _ => {}
+    }
+    let listener = engine.listener();
+    let lingering =
+        async { while let Ok(true) = timeout(listener.lingering_timeout, poll_fn(|cx| closing.poll(cx))).await {} };
     let shed = async {
         // Whenever `lingering` is polled, so is this.
         let shut_down = poll_fn(|_| match is_shut_down.load(Ordering::Relaxed) {
@@ -91,6 +213,7 @@ mod tests {
     use crate::clock::simulated;
     use crate::http::io::Io;
     use crate::http::io::pipe::{LinkConditions, Pipe};
+    use crate::http::pace::RATE_GRACE;
     use crate::simulation::tls::{ACCEPTOR, CLIENT, Tls};
 
     /// Writes until the connection takes no more; how many bytes.
@@ -144,7 +267,7 @@ mod tests {
         may_end.send(()).expect("a peer");
         ended.await.expect("a peer");
         let mut lingering = Box::pin(async {
-            linger(&engine, &mut client).await;
+            linger(&engine, &mut client, true).await;
             drop(client);
         });
         // The end of the client's side has come, and may be noticed.
@@ -177,7 +300,7 @@ mod tests {
         let mut client = ClientStream::Io(Io::Tls(Box::new(accepted.into())));
         assert!(Pin::new(&mut client).poll_write(cx, &[b'x'; 1000]).is_ready());
         {
-            let mut lingering = pin!(linger(&engine, &mut client));
+            let mut lingering = pin!(linger(&engine, &mut client, true));
             let mut admitting = pin!(engine.admit());
             let mut polls = || {
                 let is_over = lingering.as_mut().poll(cx).is_ready();
@@ -215,13 +338,64 @@ mod tests {
         });
     }
 
+    // It used to be closed after two seconds, with what the kernel still held for it.
     #[test]
-    fn a_client_that_reads_nothing_makes_room_all_the_same() {
+    fn a_client_that_takes_nothing_makes_room_once_it_is_below_min_rate() {
         linger_in_a_full_place(|_, _, polls| {
             while !polls() {
-                assert!(simulated::elapsed() < 2 * SHUTDOWN_TIMEOUT && simulated::advance());
+                assert!(simulated::elapsed() < 2 * RATE_GRACE && simulated::advance());
             }
-            assert!(simulated::elapsed() >= SHUTDOWN_TIMEOUT, "but not before");
+            assert!(simulated::elapsed() >= RATE_GRACE, "but not before: {:?}", simulated::elapsed());
         });
+    }
+
+    const LISTENER: fn() -> ListenerSettings = || Engine::alone().listener();
+
+    fn held(bytes: u64) -> Option<Acknowledged> {
+        Some(Acknowledged { bytes, is_all: false })
+    }
+
+    /// Looks whenever it is time, `count` times; what the last look found. `bytes` is given how much time has passed.
+    fn look(drain: &mut Drain, count: usize, bytes: impl Fn(Duration) -> u64) -> Drained {
+        let mut drained = Drained::Partly;
+        for _ in 0..count {
+            let (since, pause) = drain.next_look();
+            let mut waiting = Box::pin(clock::sleep_until((since + pause).into()));
+            while waiting.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending() {
+                assert!(simulated::advance());
+            }
+            drained = drain.look(held(bytes(simulated::elapsed())));
+            if drained != Drained::Partly {
+                break;
+            }
+        }
+        drained
+    }
+
+    #[test]
+    fn what_is_held_is_waited_for_while_the_client_takes_it() {
+        simulated::enter(0);
+        assert!(Drain::begin(&LISTENER(), None).is_none(), "the kernel does not tell");
+        assert!(Drain::begin(&LISTENER(), Some(Acknowledged { bytes: 1, is_all: true })).is_none());
+        let mut drain = Drain::begin(&LISTENER(), held(0)).expect("bytes are held");
+        // Ten minutes at a thousand bytes a second.
+        assert_eq!(look(&mut drain, 2400, |elapsed| elapsed.as_millis() as u64), Drained::Partly);
+        assert_eq!(drain.look(Some(Acknowledged { bytes: 600_000, is_all: true })), Drained::All);
+        simulated::leave();
+    }
+
+    #[test]
+    fn a_client_below_min_rate_or_without_progress_is_not_waited_for() {
+        simulated::enter(0);
+        let ListenerSettings { send_timeout, .. } = LISTENER();
+        let mut drain = Drain::begin(&LISTENER(), held(0)).expect("bytes are held");
+        assert_eq!(look(&mut drain, 10_000, |elapsed| elapsed.as_secs()), Drained::TooSlow, "a byte a second");
+        assert!(simulated::elapsed() < Duration::from_secs(6), "{:?}", simulated::elapsed());
+        let began = simulated::elapsed();
+        let mut drain = Drain::begin(&ListenerSettings { min_rate: None, ..LISTENER() }, held(0)).expect("held");
+        assert_eq!(look(&mut drain, 10_000, |_| 0), Drained::TooSlow);
+        let took = simulated::elapsed() - began;
+        assert!(took >= send_timeout && took < send_timeout + MAX_LOOK, "{took:?}");
+        simulated::leave();
     }
 }

@@ -15,7 +15,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::task::coop;
 
 use super::h2::stream::Http2Stream;
-use super::io::{Io, Plain, acknowledged};
+use super::io::{Acknowledged, Io, Plain};
+use super::linger::is_held;
 use super::pace::ConnectionTotal;
 use crate::message::Version;
 
@@ -77,10 +78,23 @@ impl ClientStream {
         }
     }
 
-    /// How many bytes the client's system has acknowledged; 0 if that is unknown. A stream does not know it: see
+    /// What the client's system has acknowledged; `None` if that is unknown. A stream does not know it: see
     /// [`ConnectionTotal::stalled`].
-    pub(crate) fn acknowledged(&self) -> u64 {
-        self.socket().map_or(0, acknowledged)
+    pub(crate) fn acknowledged(&self) -> Option<Acknowledged> {
+        match self {
+            Self::Io(io) => io.acknowledged(),
+            Self::Http2(_) => None,
+        }
+    }
+
+    /// Whether [`Self::acknowledged`] can be asked, as far as that is known without a system call.
+    pub(crate) fn tells_acknowledged(&self) -> bool {
+        matches!(self, Self::Io(io) if io.tells_acknowledged())
+    }
+
+    /// Whether the kernel is known to hold bytes that the client has not taken yet.
+    pub(crate) fn is_held(&self) -> bool {
+        is_held(self.acknowledged())
     }
 
     /// The socket, if bytes can be moved to it without being read.
@@ -134,9 +148,7 @@ impl ClientStream {
 
     /// Reads once and drops the bytes. Returns how many; 0: the client has closed its sending side.
     pub(crate) fn poll_discard(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        let mut scrap = [MaybeUninit::uninit(); DISCARD_BYTES];
-        let mut scrap = ReadBuf::uninit(&mut scrap);
-        Pin::new(self).poll_read(cx, &mut scrap).map_ok(|()| scrap.filled().len())
+        poll_discard(self, cx)
     }
 
     /// Whether the client has given up its request: an HTTP/2 client has reset the stream, or a client without a socket
@@ -179,6 +191,13 @@ impl ClientStream {
             Self::Http2(stream) => stream.abort(),
         }
     }
+}
+
+/// Reads once and drops the bytes. Returns how many; 0: the peer has closed its sending side.
+pub(super) fn poll_discard(reader: &mut (impl AsyncRead + Unpin), cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+    let mut scrap = [MaybeUninit::uninit(); DISCARD_BYTES];
+    let mut scrap = ReadBuf::uninit(&mut scrap);
+    Pin::new(reader).poll_read(cx, &mut scrap).map_ok(|()| scrap.filled().len())
 }
 
 impl AsyncRead for ClientStream {

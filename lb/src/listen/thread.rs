@@ -193,13 +193,14 @@ fn begin(
     tasks.spawn_local(accept(accepting, distributor, shutdown.clone(), Arc::clone(alive)));
 }
 
-/// Waits until all connections have ended, or for [`SILENT_TIMEOUT`] after the last exchange. Returns false if
-/// exchanges were in flight at the deadline, which may be moved forward meanwhile.
+/// Waits until all connections have ended, or for [`SILENT_TIMEOUT`] after the last exchange, and the last client that
+/// still took the end of its response. Returns false if there were any at the deadline, which may be moved forward
+/// meanwhile.
 async fn finish(state: &ThreadState, alive: &AtomicUsize, shutdown: &Shutdown) -> bool {
     let mut silent_since = None;
     while alive.load(Ordering::Acquire) > 0 {
         let now = Instant::now();
-        silent_since = match state.exchanges() {
+        silent_since = match state.exchanges() + state.drains() {
             0 => silent_since.or(Some(now)),
             _ => None,
         };

@@ -172,6 +172,7 @@ pub(super) fn check_end_state(balancer: &Balancer, end: RunEnd) {
         (balancer.client_limit.in_use(), "clients"),
         (balancer.backend_limit.in_use(), "connections to backends"),
         (balancer.thread.exchanges(), "exchanges"),
+        (balancer.thread.drains(), "clients that take the end of a response"),
         (http::kill::listed_tasks(), "tasks that carry exchanges"),
         (snapshot.pools.iter().map(|pool| pool.plan().queue.waiting()).sum(), "places in queues"),
     ] {

@@ -9,7 +9,7 @@ use super::history::{
     report_violation, trace,
 };
 use super::random::one_in;
-use super::wire::{Connection, Head, Payload, ReadError, Reader, send_content};
+use super::wire::{Connection, Head, Payload, ReadError, Reader, Sips, send_content};
 use crate::clock;
 use crate::config::HalfClose;
 
@@ -22,6 +22,7 @@ pub(super) struct Plan {
     pub reads_late: bool,
     /// Keeps the connection open until the balancer closes it.
     pub keeps_open: bool,
+    pub sips: Sips,
     /// The most bytes of content in one write.
     pub max_write: u64,
     pub half_close: HalfClose,

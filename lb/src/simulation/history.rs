@@ -259,15 +259,13 @@ impl History {
         self.is_meant_to_be_calm && self.faults.iter().all(|&faults| faults == 0)
     }
 
-    /// Whether a reset may discard the response after it was sent, because the client has pipelined further requests. A
-    /// request that arrives after a stopping balancer has closed the idle connection causes a reset. An incomplete
-    /// response to HTTP/1.0 ends with a reset, since a plain close would make it look complete.
+    /// Whether a reset may discard the response after it was sent, because the client has pipelined further requests:
+    /// an incomplete response to HTTP/1.0 ends with a reset, since a plain close would make it look complete.
     pub(super) fn may_be_lost_to_reset(&self, exchange: &Exchange) -> bool {
         let client = exchange.client.as_ref();
         let is_on_it = |other: &Exchange| other.client.as_ref().zip(client).is_some_and(|(a, b)| Arc::ptr_eq(a, b));
         let mut from_it_on = self.exchanges.iter().skip(exchange.request.id as usize);
-        let stops = self.coverage & (1 << Coverage::GracefulStop as u32) != 0;
-        exchange.is_followed && (stops || from_it_on.any(|other| is_on_it(other) && other.request.is_http10))
+        exchange.is_followed && from_it_on.any(|other| is_on_it(other) && other.request.is_http10)
     }
 }
 

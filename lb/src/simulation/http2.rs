@@ -7,7 +7,7 @@ use std::io;
 use std::pin::Pin;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -24,8 +24,8 @@ use super::history::{
     record_received, record_written, report_violation, trace,
 };
 use super::random::{below, milliseconds, one_in, pick};
-use super::wire::{Pauses, Payload};
-use crate::clock;
+use super::wire::{Pauses, Payload, Sips};
+use crate::clock::{self, Sleep};
 use crate::http::io::pipe::{Link, Pipe};
 
 /// More bytes than all responses of a connection have.
@@ -36,6 +36,7 @@ pub(super) struct Plan {
     pub requests: Vec<PlannedRequest>,
     /// Keeps the connection open until the balancer closes it.
     pub keeps_open: bool,
+    pub sips: Sips,
     /// The most bytes of content in one write.
     pub max_write: u64,
 }
@@ -59,6 +60,8 @@ pub(super) async fn run(plan: Plan, pipe: Pipe) {
     // Unread responses would use up the window of the others.
     let leaves_unread = plan.requests.iter().any(|request| request.fault == ClientFault::StallsWhileReading);
     let window = if leaves_unread { AMPLE_WINDOW } else { pick(&[65_535, AMPLE_WINDOW]) };
+    // Who reads slowly would open windows too late.
+    let window = if plan.sips.has_any() { AMPLE_WINDOW } else { window };
     let pipe = Rc::new(pipe);
     let client = Rc::new(Client {
         link: Arc::clone(pipe.link()),
@@ -75,10 +78,15 @@ pub(super) async fn run(plan: Plan, pipe: Pipe) {
     builder.enable_push(false).initial_connection_window_size(window);
     // A narrow pipe makes frames small, and the client would take many small frames for an attack.
     builder.data_frame_budget(usize::MAX);
-    builder.initial_window_size(pick(&[100, 2_000, 65_535, 1 << 20]));
-    let Ok((send, connection)) = builder.handshake::<_, Bytes>(Socket(pipe)).await else { return };
+    let stream_window = pick(&[100, 2_000, 65_535, 1 << 20]);
+    builder.initial_window_size(if plan.sips.has_any() { AMPLE_WINDOW } else { stream_window });
+    let is_slow = plan.sips.has_any();
+    let socket = Socket { pipe, sips: plan.sips, pause: None };
+    let Ok((send, connection)) = builder.handshake::<_, Bytes>(socket).await else { return };
     for request in plan.requests {
-        let delay = if one_in(2) { Duration::ZERO } else { milliseconds(0, 20) };
+        // Some requests of a slow reader come while it still reads earlier responses.
+        let most_ms = if is_slow { 4_000 } else { 20 };
+        let delay = if one_in(2) { Duration::ZERO } else { milliseconds(0, most_ms) };
         spawn(TaskKind::Actor, exchange(Rc::clone(&client), send.clone(), request, delay));
     }
     let kept = plan.keeps_open.then(|| send.clone());
@@ -396,17 +404,31 @@ impl Client {
 }
 
 /// A shared pipe, so that the client can still reset it while the connection uses it.
-struct Socket(Rc<Pipe>);
+struct Socket {
+    pipe: Rc<Pipe>,
+    sips: Sips,
+    /// Until when nothing is read.
+    pause: Option<Pin<Box<Sleep>>>,
+}
 
 impl AsyncRead for Socket {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        self.0.read(cx, buf.initialize_unfilled()).map_ok(|count| buf.advance(count))
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if let Some(pause) = &mut self.pause {
+            ready!(pause.as_mut().poll(cx));
+            self.pause = None;
+        }
+        let most = self.sips.most(self.pipe.link().flow(0).unread()).min(buf.remaining());
+        let read = self.pipe.read(cx, buf.initialize_unfilled_to(most));
+        if read.is_ready() {
+            self.pause = self.sips.next().map(|pause| Box::pin(clock::sleep(pause)));
+        }
+        read.map_ok(|count| buf.advance(count))
     }
 }
 
 impl AsyncWrite for Socket {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        self.0.write(cx, buf)
+        self.pipe.write(cx, buf)
     }
 
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -414,7 +436,7 @@ impl AsyncWrite for Socket {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.0.shutdown();
+        self.pipe.shutdown();
         Poll::Ready(Ok(()))
     }
 }

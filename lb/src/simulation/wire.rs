@@ -89,6 +89,43 @@ pub(super) struct Connection {
     pauses: Pauses,
     /// A pause that is still to be made while content is sent.
     long_pause: Cell<Option<Duration>>,
+    sips: Sips,
+}
+
+/// How many longer pauses a client still makes, one before each read. Each is shorter than every time limit, and
+/// together they are shorter than the time without a minimum rate, but longer than a lingering close of HTTP/2.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Sips {
+    left: Cell<u32>,
+    pause: Duration,
+}
+
+impl Sips {
+    /// `drawn` decides: in two of three cases there are none.
+    pub(super) fn drawn(drawn: u64) -> Self {
+        let left = if drawn.is_multiple_of(3) { 1 + (drawn >> 8) as u32 % 10 } else { 0 };
+        Self { left: Cell::new(left), pause: Duration::from_millis(50 + (drawn >> 16) % 400) }
+    }
+
+    pub(super) fn has_any(&self) -> bool {
+        self.left.get() > 0
+    }
+
+    /// How much of `unread` bytes to read at once, so that some are left for each further pause.
+    pub(super) fn most(&self, unread: u64) -> usize {
+        match u64::from(self.left.get()) {
+            0 => usize::MAX,
+            left => (unread / (left + 1)).max(1) as usize,
+        }
+    }
+
+    /// The pause before the next read, if there is one.
+    pub(super) fn next(&self) -> Option<Duration> {
+        self.left.get().checked_sub(1).map(|left| {
+            self.left.set(left);
+            self.pause
+        })
+    }
 }
 
 /// How many short pauses an actor may still make. Together they stay below every time limit.
@@ -114,7 +151,12 @@ impl Pauses {
 
 impl Connection {
     pub(super) fn new(pipe: Pipe, tls: Option<Tls>) -> Rc<Self> {
-        Rc::new(Self { pipe, tls, pauses: Pauses::new(), long_pause: Cell::default() })
+        Self::sipping(pipe, tls, Sips::default())
+    }
+
+    /// Of a client that reads slowly.
+    pub(super) fn sipping(pipe: Pipe, tls: Option<Tls>, sips: Sips) -> Rc<Self> {
+        Rc::new(Self { pipe, tls, pauses: Pauses::new(), long_pause: Cell::default(), sips })
     }
 
     /// Has the actor pause once for so long while it sends content.
@@ -286,6 +328,9 @@ impl Reader {
     /// Waits for more bytes and buffers them.
     pub(super) async fn fill(&mut self) -> Result<(), ReadError> {
         self.connection.maybe_pause().await;
+        if let Some(pause) = self.connection.sips.next() {
+            clock::sleep(pause).await;
+        }
         match self.connection.read(&mut self.buffer).await {
             Ok(0) => Err(ReadError::Closed { is_clean: true }),
             Ok(_) => Ok(()),

@@ -6,6 +6,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use pingora::protocols::Stream;
+use pingora::protocols::l4::ext::TCP_INFO;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 pub(crate) struct Accepted {
@@ -25,6 +26,11 @@ impl Accepted {
 
     pub(crate) fn is_tls(&self) -> bool {
         self.is_tls
+    }
+
+    /// What the kernel tells about the connection; `None` if it is not TCP.
+    pub(crate) fn tcp_info(&self) -> Option<TCP_INFO> {
+        self.stream.get_socket_digest()?.tcp_info()
     }
 
     /// Whether the client has reset the connection, or closed its side though at least `missing` bytes are still to

@@ -11,6 +11,7 @@ use std::task::{Context, Poll, Waker};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use super::Acknowledged;
 use crate::clock::simulated::random;
 
 pub(crate) type Connecting = Pin<Box<dyn Future<Output = io::Result<Pipe>> + Send>>;
@@ -207,6 +208,14 @@ impl Pipe {
 
     pub(crate) fn link(&self) -> &Arc<Link> {
         &self.link
+    }
+
+    /// What the other side has read counts as acknowledged.
+    pub(crate) fn acknowledged(&self) -> Acknowledged {
+        let state = self.link.state();
+        let outgoing = &state.directions[self.side];
+        let is_over = outgoing.is_reset || outgoing.is_reader_closed || state.directions[1 - self.side].is_reset;
+        Acknowledged { bytes: outgoing.read, is_all: outgoing.unread() == 0 || is_over }
     }
 
     /// Reports to the observer that the connection has been chosen for another request. Its bytes may come later.

@@ -26,7 +26,10 @@ impl Transfer<'_> {
             let Some(Upstream::H1(h1)) = &mut self.upstream else { return Ok(Some(TransferEvent::Sent)) };
             let flow = tunnel.poll(cx, self.client, &mut h1.socket);
             self.ready = tunnel.sent();
-            self.moved.is_unfinished |= matches!(flow, Poll::Ready(TunnelProgress::Moved));
+            if let Poll::Ready(TunnelProgress::Moved) = flow {
+                self.moved.is_unfinished = true;
+                (self.client_acknowledged, self.backend_acknowledged) = (None, None);
+            }
             // A client may close its side while the backend still has to accept what it sent.
             let is_stuck = tunnel.is_up_stuck();
             let is_over = match flow {

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use super::super::io::acknowledged;
+use super::super::io::Acknowledged;
 use super::super::timer::Timer;
 use super::super::upstream::Upstream;
 use super::{
@@ -12,6 +12,7 @@ use super::{
 };
 use crate::clock;
 use crate::failure::Failure;
+use crate::message::framing::Framing;
 use crate::plant::Bug;
 
 /// What part of a wait passes before the peer is asked for what it has acknowledged so far. Shorter waits cost no
@@ -52,8 +53,9 @@ impl Transfer<'_> {
         let upload = self.upload_wait();
         let download = self.download_wait(upload);
         let is_unseen = |(wait, _): &(Wait, Duration)| match wait {
-            Wait::Client => self.client_acknowledged.is_none() && self.client.socket().is_some(),
-            Wait::Backend(Failure::WriteTimeout) => self.backend_acknowledged.is_none() && self.has_backend_socket(),
+            Wait::Client => self.is_client_unseen(),
+            Wait::Backend(_) => self.is_backend_unseen(),
+            Wait::Tunnel => self.is_client_unseen() || self.is_backend_unseen(),
             _ => false,
         };
         let look =
@@ -61,8 +63,17 @@ impl Transfer<'_> {
         Waits { upload, download, look }
     }
 
-    fn has_backend_socket(&self) -> bool {
-        matches!(&self.upstream, Some(Upstream::H1(h1)) if h1.socket.socket().is_some())
+    fn is_client_unseen(&self) -> bool {
+        self.client_acknowledged.is_none() && self.client.tells_acknowledged()
+    }
+
+    /// A head without content fits into any receive buffer: only a backend that is sent more can be behind with it.
+    fn is_backend_unseen(&self) -> bool {
+        let takes_more =
+            matches!(self.download, Download::Tunnel(_)) || self.buffers.request.framing() != Framing::None;
+        self.backend_acknowledged.is_none()
+            && takes_more
+            && matches!(&self.upstream, Some(Upstream::H1(h1)) if h1.socket.tells_acknowledged())
     }
 
     /// What the upload waits for, and how much time it has left. While a response is passed on, the upload may wait as
@@ -229,25 +240,30 @@ impl Transfer<'_> {
 
     /// Looks for progress that nothing tells of. The system calls a socket writable only once a third of its send
     /// buffer is free, and that may have grown to some MB: more than a peer that reads slowly and steadily takes in
-    /// time. So what it has acknowledged counts, compared with what it had when the wait was younger.
+    /// time, and a backend that still takes its request owes no response yet. So what the peer has acknowledged counts,
+    /// compared with what it had when the wait was younger.
     fn look(&mut self) {
         let share = self.client.take_share();
         self.client_took(share);
-        let Waits { upload, download, .. } = self.waits();
-        if let Some((Wait::Client, limit)) = download
-            && (limit.is_zero() || self.client_acknowledged.is_none())
-        {
-            let now = self.client.acknowledged();
-            let more = now.saturating_sub(self.client_acknowledged.replace(now).unwrap_or(now));
+        let waits = self.waits();
+        let is_due = |is_unseen: bool, is_for: fn(Wait) -> bool| {
+            waits.all().any(|(wait, limit)| is_for(wait) && (is_unseen || limit.is_zero()))
+        };
+        let is_client_due = is_due(self.is_client_unseen(), |wait| matches!(wait, Wait::Client | Wait::Tunnel));
+        let is_backend_due = is_due(self.is_backend_unseen(), |wait| matches!(wait, Wait::Backend(_) | Wait::Tunnel));
+        if is_client_due {
+            let more = more_of(self.client.acknowledged(), &mut self.client_acknowledged);
             self.client_took(more);
         }
-        if let Some((Wait::Backend(Failure::WriteTimeout), limit)) = upload
-            && (limit.is_zero() || self.backend_acknowledged.is_none())
+        if is_backend_due
             && let Some(Upstream::H1(h1)) = &self.upstream
+            && more_of(h1.socket.acknowledged(), &mut self.backend_acknowledged) > 0
         {
-            let now = h1.socket.socket().map_or(0, acknowledged);
-            if now > self.backend_acknowledged.replace(now).unwrap_or(now) {
+            if let Some((Wait::Backend(_), _)) = waits.upload {
                 self.upload_waited = Duration::ZERO;
+            }
+            if let Some((Wait::Backend(_) | Wait::Tunnel, _)) = waits.download {
+                self.download_waited = Duration::ZERO;
             }
         }
     }
@@ -297,4 +313,10 @@ impl Waits {
     pub(super) fn limit(self) -> Duration {
         self.all().map(|(_, limit)| limit).chain(self.look).min().unwrap_or(Duration::MAX)
     }
+}
+
+/// How many bytes a peer has acknowledged since `before`, which is moved on; 0 if that is not known.
+fn more_of(acknowledged: Option<Acknowledged>, before: &mut Option<u64>) -> u64 {
+    let now = acknowledged.map_or(0, |acknowledged| acknowledged.bytes);
+    now.saturating_sub(before.replace(now).unwrap_or(now))
 }

@@ -26,6 +26,9 @@ use crate::value::{Facts, Value};
 /// Limit on the lines that wait to be written, in bytes.
 const MAX_WAITING_BYTES: usize = 32 * 1024 * 1024;
 
+/// How long the end waits for the last lines to be written.
+pub(crate) const LAST_LINES_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// Limit on each value that a client controls, in bytes.
 const MAX_VALUE_BYTES: usize = 4096;
 
@@ -271,13 +274,22 @@ impl AccessLog {
     }
 
     /// Waits until every line is written, for at most `limit`. Later lines are lost. False: the last lines may not have
-    /// been written.
+    /// been written. Dropping the log does the same for [`LAST_LINES_TIMEOUT`].
     pub(crate) fn finish(&self, limit: Duration) -> bool {
         let deadline = Instant::now() + limit;
         let mut writers = self.writers.lock().unwrap_or_else(PoisonError::into_inner);
         let finish = |(_, writer): (_, Writer)| writer.finish(deadline.saturating_duration_since(Instant::now()));
         let finished: Vec<_> = writers.drain(..).map(finish).collect();
         finished.into_iter().all(|has_written_all| has_written_all)
+    }
+}
+
+/// The last owner is gone, and with it everybody who could log a line. In a Pingora server nobody else knows when that
+/// is.
+impl Drop for AccessLog {
+    fn drop(&mut self) {
+        // Lost lines are counted; nobody is left to be told.
+        let _ = self.finish(LAST_LINES_TIMEOUT);
     }
 }
 
@@ -435,6 +447,20 @@ mod tests {
         assert!(log.finish(LIMIT) && before <= 3, "{before} writers");
         let lines = |name| std::fs::read_to_string(folder.path().join(name)).expect("readable").lines().count();
         assert_eq!((lines("a"), lines("b"), log.lost.get()), (200, 100, 0));
+    }
+
+    // A Pingora server ended without waiting for the thread that writes the lines.
+    #[test]
+    fn a_log_that_is_dropped_has_written_its_last_lines() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("access.log");
+        let file = AccessLogFile::Path(path.clone());
+        let log = AccessLog::new(IntCounter::new("lost", "Lost.").expect("a name"));
+        let wanted = AccessLogSpec { common: Some((&file, AccessLogFormat::Combined)), files: vec![&file] };
+        log.switch(log.open(&wanted).expect("writable"));
+        (0..1000).for_each(|_| log.write(&record()));
+        drop(log);
+        assert_eq!(std::fs::read_to_string(&path).expect("readable").lines().count(), 1000);
     }
 
     const OFF: AccessLogSpec<'static> = AccessLogSpec { common: None, files: Vec::new() };

@@ -20,7 +20,7 @@ use tokio::task::JoinSet;
 use self::resources::{
     RunningResources, cannot_log, connection_limits, demand_spare_files, max_idle_per_thread, max_pipes,
 };
-use crate::access_log::{AccessLog, AccessLogSpec};
+use crate::access_log::{AccessLog, AccessLogSpec, LAST_LINES_TIMEOUT};
 use crate::admin::{self, Admin};
 use crate::change::Author;
 use crate::config::{AdminConfig, Config, ServerConfig};
@@ -43,8 +43,6 @@ pub use crate::listen::sockets::Sockets;
 const FIRST_PROBES_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long an immediate stop waits for threads to cut off their exchanges.
 const CUT_OFF_TIMEOUT: Duration = Duration::from_secs(2);
-/// How long the end waits for the last lines of the access log to be written.
-const LAST_LINES_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the end waits for the last runtime changes to be written.
 pub(crate) const LAST_CHANGES_TIMEOUT: Duration = Duration::from_secs(5);
 

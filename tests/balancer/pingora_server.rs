@@ -165,6 +165,24 @@ async fn a_daemon_writes_its_logs_and_its_state() {
     eventually("the daemon has ended", async || !daemon.is_running()).await;
 }
 
+// Nobody waited for the thread that writes them: what was logged in the last milliseconds was missing.
+#[tokio::test]
+async fn exchanges_that_the_end_of_the_server_cuts_off_are_logged() {
+    const CLIENTS: usize = 50;
+    let a = Origin::start("a").await;
+    let config = config([&a]).section("[access_log]\nfile = \"access.log\"");
+    let mut balancer = start(Program::PingoraEngine, &config).await;
+    let mut clients = Vec::new();
+    for _ in 0..CLIENTS {
+        let mut client = balancer.connect().await;
+        client.send(Request::get("/hold").to_bytes()).await;
+        clients.push(client);
+    }
+    eventually("the requests are held", async || a.heads() == CLIENTS as u64).await;
+    balancer.stop().await;
+    balancer.lines("access.log", CLIENTS).await;
+}
+
 #[tokio::test]
 async fn signals_reload_the_file_and_reopen_the_logs() {
     let [a, b] = Origin::several(["a", "b"]).await;

@@ -61,6 +61,11 @@ impl Tunnel {
         !self.up.buffer.is_empty()
     }
 
+    /// Whether the client does not accept what the backend sent.
+    pub(super) fn is_down_stuck(&self) -> bool {
+        !self.down.buffer.is_empty()
+    }
+
     pub(super) fn poll<C, B>(&mut self, cx: &mut Context<'_>, client: &mut C, backend: &mut B) -> Poll<TunnelProgress>
     where
         C: AsyncRead + AsyncWrite + Unpin,

@@ -1,13 +1,14 @@
 //! WebSocket over HTTP/2 (RFC 8441): each is a tunnel on a stream, and all that holds for those of HTTP/1.1 holds for
 //! it.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use h2::Reason;
 use nix::sys::signal::Signal;
 use serde_json::json;
 use tests::balancer::backend_path;
+use tests::deadline::is_acknowledgement_told;
 use tests::http2::{Http2, PREFACE, frame, frame_of, kind, literals, next_frame, reply, request, tls, write};
 use tests::{Balancer, Config, Origin, Pool, Port, Step, WebSocket, Wire, eventually, within};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -232,6 +233,45 @@ async fn a_client_that_does_not_read_is_not_sent_more() {
     assert_eq!(balancer.in_flight().await, 1);
     tunnel.send.send_reset(Reason::CANCEL);
     balancer.until_idle().await;
+}
+
+// The system calls a socket writable once a third of what it buffers has gone: until then the WebSocket was idle.
+#[tokio::test]
+async fn a_client_that_reads_slowly_and_steadily_keeps_its_websocket() {
+    const SIZE: usize = 40_000_000;
+    if !is_acknowledgement_told() {
+        return;
+    }
+    let port = backend(async |mut wire: Wire| {
+        wire.stream.write_all(&vec![b'x'; SIZE]).await?;
+        wire.stream.read_to_end(&mut Vec::new()).await.map(drop)
+    });
+    let pool = Pool::empty("app").backend(&port.address().to_string(), "").set("tunnel_timeout = \"2s\"");
+    let balancer = Balancer::start(Config::default().pool(pool)).await;
+    let mut client = TcpStream::connect(balancer.address()).await.expect("a listener");
+    let fields = [(":method", "CONNECT"), (":protocol", "websocket"), (":scheme", "http"), (":path", "/")];
+    let fields = literals(&[&fields[..], &[(":authority", "x"), ("sec-websocket-version", "13")]].concat());
+    let window = 2 * SIZE as u32;
+    let settings = frame(kind::SETTINGS, 0, 0, &[&[0, 4][..], &window.to_be_bytes()].concat());
+    let update = frame(kind::WINDOW_UPDATE, 0, 0, &window.to_be_bytes());
+    let request = frame(kind::HEADERS, 4, 1, &fields);
+    write(&mut client, &[PREFACE, &settings, &update, &request].concat()).await;
+    let (begun, mut came) = (Instant::now(), 0);
+    let reading = async {
+        while came < SIZE {
+            let is_slow = begun.elapsed() < Duration::from_secs(8);
+            match client.read(&mut vec![0; if is_slow { 10_000 } else { 100_000 }]).await {
+                Ok(count @ 1..) => came += count,
+                _ => break,
+            }
+            if is_slow {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+    };
+    within("all of it", reading).await;
+    assert!(came >= SIZE, "{came} bytes came in {:?}", begun.elapsed());
+    assert_eq!(balancer.in_flight().await, 1);
 }
 
 #[tokio::test]

@@ -136,7 +136,12 @@ impl Transfer<'_> {
             Some((Wait::Client, self.pace.patience(limit)))
         };
         if let Download::Tunnel(tunnel) = &self.download {
-            return Some((Wait::Tunnel, rest(tunnel.patience())));
+            // As above: a client that takes what precedes the stream's bytes is not idle.
+            let stalled = match tunnel.is_down_stuck() && !self.client.is_window_shut() {
+                true => self.client.stalled(clock::now()).unwrap_or(Duration::MAX),
+                false => Duration::MAX,
+            };
+            return Some((Wait::Tunnel, tunnel.patience().saturating_sub(self.download_waited.min(stalled))));
         }
         if !self.buffers.to_client.is_empty() {
             return client();

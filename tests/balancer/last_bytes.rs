@@ -317,6 +317,7 @@ async fn a_client_that_takes_nothing_is_waited_for_within_limits() {
         write(&mut client, &request).await;
         is_held(&balancer, &a, before + 2).await;
         balancer.stop().await;
-        assert!(!balancer.log().contains("every exchange has finished"), "{}", balancer.log());
+        let is_cut_off = !balancer.log().contains("every exchange has finished");
+        assert!(is_cut_off || !is_acknowledgement_told(), "{}", balancer.log());
     }
 }

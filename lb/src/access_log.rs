@@ -1,7 +1,7 @@
 //! The access log: one line per exchange, written by a separate thread so that no request waits for a disk. If the
 //! writer falls too far behind, lines are dropped and counted.
 
-use std::fmt::Write as _;
+use std::fmt::{Display, Write as _};
 use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,7 +18,7 @@ use crate::config::site::{AccessLogRule, LogLine, Share};
 use crate::config::{AccessLogFile, AccessLogFormat, Config};
 use crate::exchange::refusal::Refusal;
 use crate::exchange::{Exchange, Outcome, ShownTrace};
-use crate::failure::Failure;
+use crate::failure::Detail;
 use crate::lines::{Queue, Settings, Writer};
 use crate::value::encode::Escape;
 use crate::value::{Facts, Value};
@@ -75,6 +75,9 @@ pub(crate) struct Served<'a> {
     pub refusal: Option<&'static str>,
     /// The last failure of a backend or the client, even if a later attempt succeeded.
     pub failure: Option<&'static str>,
+    /// Details of that failure, or of the refusal.
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "displayed")]
+    pub reason: Option<Detail>,
     /// Time in the queue of a pool whose backends were all at `max_connections`.
     #[serde(rename = "queue_seconds", serialize_with = "some_seconds", skip_serializing_if = "Option::is_none")]
     pub queue_time: Option<Duration>,
@@ -98,7 +101,8 @@ impl<'a> Served<'a> {
             attempts: outcome.attempts,
             sticky: outcome.is_sticky,
             refusal: outcome.refusal.map(Refusal::reason),
-            failure: outcome.failure.map(Failure::word),
+            failure: outcome.failure_word(),
+            reason: outcome.detail,
             queue_time: trace.as_ref().and_then(ShownTrace::queue_time),
             trace,
         }
@@ -359,11 +363,16 @@ fn combined(record: &Record<'_>, times: &Times) -> String {
     let _ = write!(line, "{client} - - [");
     times.write(record.time, &mut line);
     line.push_str("] \"");
-    line.push_str(method);
-    line.push(' ');
+    // Without a method, the target is all of the request line that could be read.
+    if !method.is_empty() {
+        line.push_str(method);
+        line.push(' ');
+    }
     escape(target, &mut line);
-    line.push(' ');
-    line.push_str(protocol);
+    if !method.is_empty() {
+        line.push(' ');
+        line.push_str(protocol);
+    }
     let _ = write!(line, "\" {status} {bytes} \"");
     escape(referer, &mut line);
     line.push_str("\" \"");
@@ -409,6 +418,13 @@ fn escape(text: &str, out: &mut String) {
 
 fn milliseconds<S: serde::Serializer>(time: &Timestamp, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(&format_args!("{time:.3}"))
+}
+
+fn displayed<S: serde::Serializer>(value: &Option<impl Display>, serializer: S) -> Result<S::Ok, S::Error> {
+    match value {
+        Some(value) => serializer.collect_str(value),
+        None => serializer.serialize_none(),
+    }
 }
 
 fn seconds<S: serde::Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
@@ -573,6 +589,7 @@ mod tests {
                 sticky: false,
                 refusal: None,
                 failure: None,
+                reason: None,
                 queue_time: None,
                 trace: None,
             },

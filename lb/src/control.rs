@@ -54,6 +54,8 @@ pub struct Control {
     http2_errors: RepeatedFailures,
     /// The address of the last client whose error ended an HTTP/2 connection.
     last_http2_error: Mutex<Box<str>>,
+    /// And that of requests that fail by their client's fault.
+    pub(crate) client_failures: RepeatedFailures,
     /// Throttles the log of connections that could not be accepted.
     accept_failures: RepeatedFailures,
     /// Part of ETags, so that those of different processes differ.
@@ -303,6 +305,7 @@ impl Control {
             loops: RepeatedFailures::default(),
             http2_errors: RepeatedFailures::default(),
             last_http2_error: Mutex::default(),
+            client_failures: RepeatedFailures::default(),
             accept_failures: RepeatedFailures::default(),
             change_state: Mutex::new(ChangeState { file: config, history: ChangeHistory::default() }),
             resources: OnceLock::new(),
@@ -381,7 +384,8 @@ impl Control {
         self.http2_errors.note(why, now)
     }
 
-    /// Logs the counts of what is throttled: forwarding loops, errors of HTTP/2 clients, failures to accept.
+    /// Logs the counts of what is throttled: forwarding loops, errors of HTTP/2 clients, requests that fail by their
+    /// client's fault, failures to accept.
     pub(crate) fn catch_up(&self, now: Instant) {
         self.log_suppressed_accept_failures(now);
         for SuppressedFailures { word, count, within } in self.http2_errors.take(now) {
@@ -389,6 +393,13 @@ impl Control {
             tracing::warn!(
                 last_client = %last_client,
                 "… and {count} more HTTP/2 connections were ended by errors of their clients in {} s: {word}",
+                within.as_secs()
+            );
+        }
+        for SuppressedFailures { word, count, within } in self.client_failures.take(now) {
+            tracing::warn!(
+                more = count,
+                "… and {count} more requests in {} s failed by their clients' fault: {word}",
                 within.as_secs()
             );
         }

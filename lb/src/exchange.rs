@@ -37,6 +37,7 @@ const MAX_ATTEMPTS: usize = 32;
 /// A backend that closes an idle connection has not seen the request yet, so the end arrives within a round trip. If it
 /// closes the connection later, it received the request, and has failed.
 const MAX_STALE_TIME: Duration = Duration::from_secs(1);
+const QUEUE_TIMEOUT: &str = "[[pool]] queue_timeout";
 /// Limit on jumps of one request, as on internal redirects in nginx.
 const MAX_JUMPS: u8 = 10;
 
@@ -85,6 +86,8 @@ pub(crate) struct Exchange<W: Walk = DirectWalk> {
     trace: Trace,
     /// The endpoints of all attempts but the last one.
     former: Vec<Arc<Endpoint>>,
+    /// For the log of failures; empty until there is one.
+    request_id: Box<str>,
 }
 
 /// A pool that an exchange leads to.
@@ -239,6 +242,28 @@ pub(crate) struct Outcome {
     pub is_sticky: bool,
     /// The last failure, even if a later attempt succeeded.
     pub failure: Option<Failure>,
+    /// Details of that failure, or of the refusal if nothing has failed.
+    pub detail: Option<Detail>,
+}
+
+impl Outcome {
+    /// The word of the last failure. A request that was refused by its client's fault has failed, too, even if it never
+    /// became an exchange.
+    pub(crate) fn failure_word(&self) -> Option<&'static str> {
+        self.failure.map(Failure::word).or_else(|| self.client_refusal().map(Refusal::reason))
+    }
+
+    /// The word of a failure by the client's fault.
+    pub(crate) fn client_failure_word(&self) -> Option<&'static str> {
+        match self.failure {
+            Some(failure) => (failure.verdict().fault == Fault::Client).then_some(failure.word()),
+            None => self.client_refusal().map(Refusal::reason),
+        }
+    }
+
+    fn client_refusal(&self) -> Option<Refusal> {
+        self.refusal.filter(|refusal| refusal.is_client_failure())
+    }
 }
 
 /// A request body up to this size is read before we answer ourselves, so that the connection can be kept alive.
@@ -347,6 +372,7 @@ impl<W: Walk> Exchange<W> {
             outcome: Outcome::default(),
             trace: Trace::new(request.now),
             former: Vec::new(),
+            request_id: Box::default(),
         }
     }
 
@@ -423,6 +449,14 @@ impl<W: Walk> Exchange<W> {
     /// as it reads the request cannot be told from one that closes an idle connection; on a new connection it can.
     pub(crate) fn needs_new_connection(&self) -> bool {
         self.met_stale
+    }
+
+    /// Has the log of failures name the request. Call this before an event that is one.
+    #[cold]
+    pub(crate) fn identify(&mut self, request_id: &str) {
+        if self.request_id.is_empty() {
+            self.request_id = request_id.into();
+        }
     }
 
     /// Whether an operator has killed the current attempt.
@@ -557,8 +591,10 @@ impl<W: Walk> Exchange<W> {
         let since = *self.queued_since.get_or_insert(at.now);
         let timeout = full.timeout.saturating_sub(at.now.saturating_duration_since(since));
         if timeout.is_zero() {
+            let limit = self.plan().map(|plan| plan.settings.queue_timeout).unwrap_or_default();
             self.outcome.failure = Some(Failure::QueueTimeout);
-            self.pool().into_iter().for_each(|pool| pool.log_queue_timeout(at.now));
+            self.outcome.detail = Some(Detail::Timeout { setting: QUEUE_TIMEOUT, limit });
+            self.pool().into_iter().for_each(|pool| pool.log_queue_timeout(&self.request_id, at.now));
             return self.refuse(Refusal::Failed(Failure::QueueTimeout), at);
         }
         Step::Queue(QueueTicket { timeout, ..full })
@@ -592,7 +628,8 @@ impl<W: Walk> Exchange<W> {
             // The refusal states the reason.
             return self.end();
         }
-        self.outcome.failure = Some(failure);
+        failed.detail = failed.detail.or_else(|| self.explain(failure));
+        (self.outcome.failure, self.outcome.detail) = (Some(failure), failed.detail);
         // A malformed or incomplete body is not sent anywhere.
         let is_client_fault = failure.verdict().fault == Fault::Client;
         self.has_body = has_body && !is_client_fault;
@@ -605,6 +642,17 @@ impl<W: Walk> Exchange<W> {
         }
     }
 
+    /// The timeout of the current attempt that led to this failure.
+    #[cold]
+    fn explain(&self, failure: Failure) -> Option<Detail> {
+        let plan = self.plan()?;
+        if failure == Failure::QueueTimeout {
+            return Some(Detail::Timeout { setting: QUEUE_TIMEOUT, limit: plan.settings.queue_timeout });
+        }
+        let rules = self.rules().filter(|_| self.route().limits_backends);
+        limits(&self.site, self.route, plan).explain(failure, rules.map(|rules| &rules.backend))
+    }
+
     /// Counts the failure of the current attempt and ends its lease, unless its connection was stale, which is nobody's
     /// failure. Returns whether another attempt may be made.
     fn attempt_failed(&mut self, failed: AttemptError, has_body: bool, at: Moment) -> bool {
@@ -613,7 +661,7 @@ impl<W: Walk> Exchange<W> {
         let Some(Target { pool, plan, .. }) = &self.target else { return false };
         let settings = &limits(&self.site, self.route, &pool.plan());
         if failure == Failure::QueueTimeout {
-            pool.log_queue_timeout(at.now);
+            pool.log_queue_timeout(&self.request_id, at.now);
         }
         if failure != Failure::StaleConnection
             && let Some(attempt) = self.current.take()
@@ -633,10 +681,8 @@ impl<W: Walk> Exchange<W> {
                 self.tried.extend(endpoints.iter().flat_map(|endpoints| endpoints.as_slice()).map(Arc::clone));
             }
             pool.metrics.not_opened(failure);
-            let detail =
-                failed.detail.or_else(|| limit_on(failure, &limits(&self.site, self.route, plan)).map(Detail::After));
-            let cause = BackendFailure::Attempt(AttemptError { failure, detail });
-            log_failure(pool, endpoint, cause, at.now);
+            let cause = BackendFailure::Attempt(failed);
+            log_failure(pool, endpoint, cause, &self.request_id, at.now);
             match failure.verdict().ejection {
                 EjectionRule::Counts => count_failure(pool, &attempt.lease, cause, at.now),
                 EjectionRule::IfSilent if !endpoint.has_answered_since(waiting_since) => {
@@ -650,7 +696,7 @@ impl<W: Walk> Exchange<W> {
         let replay = Replay { is_idempotent: self.is_idempotent, has_body };
         let is_retried = taken < settings.retry_timeout && may_try && failure.allows_retry(replay);
         if let (Failure::StaleConnection, false, Some(attempt)) = (failure, is_retried, &self.current) {
-            log_failure(pool, attempt.lease.endpoint(), BackendFailure::Attempt(failed), at.now);
+            log_failure(pool, attempt.lease.endpoint(), BackendFailure::Attempt(failed), &self.request_id, at.now);
         }
         is_retried
     }
@@ -679,7 +725,7 @@ impl<W: Walk> Exchange<W> {
             if self.is_failure(status) {
                 backend.metrics.failed(FailureKind::Status);
                 if let Some(Target { pool, .. }) = &self.target {
-                    log_failure(pool, endpoint, BackendFailure::Status(status), at.now);
+                    log_failure(pool, endpoint, BackendFailure::Status(status), &self.request_id, at.now);
                     count_failure(pool, &attempt.lease, BackendFailure::Status(status), at.now);
                 }
             }
@@ -826,7 +872,7 @@ impl<W: Walk> Exchange<W> {
     }
 
     /// Whether `[pool.ejection] statuses` counts a response with this status as a failure.
-    fn is_failure(&self, status: u16) -> bool {
+    pub(crate) fn is_failure(&self, status: u16) -> bool {
         self.plan().is_some_and(|plan| plan.settings.ejection.statuses.contains(&status))
     }
 
@@ -917,37 +963,28 @@ fn count_failure(pool: &Pool, lease: &Lease, cause: BackendFailure, now: Instant
     }
 }
 
-/// The timeout that led to this failure.
-fn limit_on(failure: Failure, settings: &BackendLimits) -> Option<Duration> {
-    match failure {
-        Failure::ConnectTimeout => Some(settings.connect_timeout),
-        Failure::WriteTimeout => Some(settings.write_timeout),
-        Failure::ResponseTimeout => Some(settings.response_timeout),
-        Failure::ResponseStalled => Some(settings.read_timeout),
-        _ => None,
-    }
-}
-
-/// Logs a failure on an endpoint, or only counts it if one of its kind was logged recently.
+/// Logs a failure on an endpoint, or only counts it if one of its kind was logged recently. `request_id` may be empty.
 #[cold]
-fn log_failure(pool: &Pool, endpoint: &Endpoint, cause: BackendFailure, now: Instant) {
+fn log_failure(pool: &Pool, endpoint: &Endpoint, cause: BackendFailure, request_id: &str, now: Instant) {
     let backend = &endpoint.backend;
     if !backend.repeats.note(cause.word(), now) {
         return;
     }
     let (name, address) = (&pool.name, endpoint.address().map(tracing::field::display));
+    let request_id = Some(request_id).filter(|id| !id.is_empty());
     let (failure, detail) = match cause {
         BackendFailure::Attempt(AttemptError { failure, detail }) => (failure, detail),
         BackendFailure::Status(status) => {
             return tracing::warn!(
-                pool = %name, backend = %backend.address, address, failure = cause.word(), status,
+                pool = %name, backend = %backend.address, address, failure = cause.word(), status, request_id,
                 "a response counts as a failure: [pool.ejection] statuses lists its status",
             );
         }
     };
     if failure == Failure::Killed {
         return tracing::info!(
-            pool = %name, backend = %backend.address, address, failure = failure.word(), "an exchange was killed",
+            pool = %name, backend = %backend.address, address, failure = failure.word(), request_id,
+            "an exchange was killed",
         );
     }
     let (mut errno, mut limit, mut value, mut seconds, mut reason) = (None, None, None, None, None);
@@ -958,13 +995,17 @@ fn log_failure(pool: &Pool, endpoint: &Endpoint, cause: BackendFailure, now: Ins
             (limit, value) = (Some(maximum), actual);
             more_than = format!(": more than {setting}");
         }
-        Some(Detail::After(waited)) => seconds = Some(waited.as_secs_f64()),
+        Some(detail @ Detail::Timeout { limit: waited, .. }) => {
+            seconds = Some(waited.as_secs_f64());
+            more_than = format!(": {detail}");
+        }
+        Some(detail @ Detail::Rate { .. }) => more_than = format!(": {detail}"),
         Some(Detail::Reason(sentence)) => reason = Some(sentence),
         None => {}
     }
     tracing::warn!(
         pool = %name, backend = %backend.address, address, failure = failure.word(), errno, limit, value,
-        seconds, reason, "an attempt failed: {failure}{more_than}",
+        seconds, reason, request_id, "an attempt failed: {failure}{more_than}",
     );
 }
 

@@ -47,6 +47,7 @@ pub enum Failure {
     ClosedDuringDownload,
     ResponseStalled,
     ClientGone,
+    ClientStalled,
     ClientTimeout,
     BodyTooLarge,
     RequestMalformed,
@@ -120,7 +121,7 @@ const FULL_UNIX_SOCKET: &str = "its server accepts too slowly: give it more work
 const DEAD_UNIX_SOCKET: &str = "no process listens on the socket: its server has ended and left the file behind";
 
 impl Failure {
-    pub const ALL: [Self; 37] = [
+    pub const ALL: [Self; 38] = [
         Self::ConnectRefused,
         Self::ConnectQueueFull,
         Self::ConnectUnreachable,
@@ -151,6 +152,7 @@ impl Failure {
         Self::ClosedDuringDownload,
         Self::ResponseStalled,
         Self::ClientGone,
+        Self::ClientStalled,
         Self::ClientTimeout,
         Self::BodyTooLarge,
         Self::RequestMalformed,
@@ -202,6 +204,8 @@ impl Failure {
             // The response's own head has arrived: a frozen backend is detected by requests that wait for one.
             Self::ResponseStalled => (Backend, Never, NO, 504, "response-stalled", "the backend paused too long within its response"),
             Self::ClientGone => (Client, Never, NO, 499, "client-gone", "the client left"),
+            // Nobody gets this status: the client is disconnected.
+            Self::ClientStalled => (Client, Never, NO, 499, "client-stalled", "the client did not take its response in time, and was disconnected"),
             Self::ClientTimeout => (Client, Never, NO, 408, "client-timeout", "the client took too long to send its request"),
             Self::BodyTooLarge => (Client, Never, NO, 413, "body-too-large", "the request's body is larger than allowed"),
             Self::RequestMalformed => (Client, Never, NO, 400, "malformed", "the request is malformed"),
@@ -254,15 +258,17 @@ pub struct AttemptError {
     pub detail: Option<Detail>,
 }
 
-/// Details of a failure for the log.
+/// Details of a failure or a refusal for the logs. Settings are named with their section.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Detail {
     /// The error of the operating system.
     Errno(Errno),
     /// A limit was exceeded. `value` is the actual size, if it is known.
     Limit { setting: &'static str, limit: usize, value: Option<usize> },
-    /// The timeout that has passed.
-    After(Duration),
+    /// A timeout has passed.
+    Timeout { setting: &'static str, limit: Duration },
+    /// A peer moved fewer bytes per second.
+    Rate { setting: &'static str, limit: u32 },
     /// A fixed sentence.
     Reason(&'static str),
 }
@@ -290,6 +296,17 @@ impl AttemptError {
             _ => None,
         };
         Self { failure: Failure::of_connecting(error), detail: reason.map(Detail::Reason).or(errno.map(Detail::Errno)) }
+    }
+}
+
+impl Detail {
+    /// The part that does not depend on the request, by which repeated lines of a log are counted.
+    pub const fn kind(self) -> Option<&'static str> {
+        match self {
+            Self::Limit { setting, .. } | Self::Timeout { setting, .. } | Self::Rate { setting, .. } => Some(setting),
+            Self::Reason(reason) => Some(reason),
+            Self::Errno(_) => None,
+        }
     }
 }
 
@@ -336,7 +353,8 @@ impl fmt::Display for Detail {
             Self::Errno(errno) => write!(f, "{errno}"),
             Self::Limit { setting, limit, value: Some(value) } => write!(f, "{value}, more than {setting} ({limit})"),
             Self::Limit { setting, limit, value: None } => write!(f, "more than {setting} ({limit})"),
-            Self::After(limit) => write!(f, "after {limit:?}"),
+            Self::Timeout { setting, limit } => write!(f, "longer than {setting} ({limit:?})"),
+            Self::Rate { setting, limit } => write!(f, "less than {setting} ({limit} bytes per second)"),
             Self::Reason(reason) => f.write_str(reason),
         }
     }
@@ -456,7 +474,14 @@ mod tests {
             (Some(Detail::Errno(Errno::CONNRESET)), "reset (Connection reset by peer (os error 104))"),
             (Some(limit(Some(120))), "reset (120, more than max_fields (100))"),
             (Some(limit(None)), "reset (more than max_fields (100))"),
-            (Some(Detail::After(Duration::from_millis(1500))), "reset (after 1.5s)"),
+            (
+                Some(Detail::Timeout { setting: "response_timeout", limit: Duration::from_millis(1500) }),
+                "reset (longer than response_timeout (1.5s))",
+            ),
+            (
+                Some(Detail::Rate { setting: "min_rate", limit: 240 }),
+                "reset (less than min_rate (240 bytes per second))",
+            ),
             (Some(Detail::Reason("nobody listens")), "reset (nobody listens)"),
         ] {
             let error = AttemptError { failure: Failure::Reset, detail };

@@ -41,6 +41,7 @@ pub struct Metrics {
     request_duration: HistogramVec,
     retries: IntCounterVec,
     refusals: IntCounterVec,
+    client_failures: IntCounterVec,
     backend_attempts: IntCounterVec,
     backend_requests: IntCounterVec,
     backend_failures: IntCounterVec,
@@ -242,6 +243,11 @@ impl Metrics {
                 "evenkeel_refusals_total",
                 "Requests that Evenkeel answered itself, by reason.",
                 &["reason"],
+            ),
+            client_failures: counters(
+                "evenkeel_client_failures_total",
+                "Requests that failed by their client's fault, by the word that the access log has for it.",
+                &["kind"],
             ),
             backend_attempts: counters(
                 "evenkeel_backend_attempts_total",
@@ -575,6 +581,15 @@ impl Metrics {
     /// Exports zero for each reason, so that the first refusal appears as an increase.
     pub(crate) fn expect_refusals<'a>(&self, reasons: impl Iterator<Item = &'a str>) {
         reasons.for_each(|reason| drop(self.refusals.with_label_values(&[reason])));
+    }
+
+    /// Exports zero for each word of a failure by the client's fault.
+    pub(crate) fn expect_client_failures<'a>(&self, words: impl Iterator<Item = &'a str>) {
+        words.for_each(|word| drop(self.client_failures.with_label_values(&[word])));
+    }
+
+    pub(crate) fn client_failed(&self, word: &str) {
+        self.client_failures.with_label_values(&[word]).inc();
     }
 
     pub(crate) fn refused(&self, reason: &str) {

@@ -25,6 +25,9 @@ use crate::health::ejection::{Ejections, most_ejected};
 use crate::metrics::{Metrics, PoolMetrics};
 use crate::sticky::Sticky;
 
+/// The word for ejections that `max_percent` prevents, in the count of repeated log lines.
+const PREVENTED_EJECTION: &str = "not-ejected";
+
 /// A pool. It lives from the first snapshot that names it to the last.
 #[derive(Debug)]
 pub struct Pool {
@@ -245,7 +248,13 @@ impl Pool {
         if !lease.is_current() || !endpoint.failed(cause, rules) {
             return None;
         }
-        let permit = self.ejections.try_acquire(most_ejected(view.standing.endpoints, rules.max_percent))?;
+        let Some(permit) = self.ejections.try_acquire(most_ejected(view.standing.endpoints, rules.max_percent)) else {
+            // A single one is never ejected, and one that is ejected already may have more failures.
+            if view.standing.endpoints > 1 && !endpoint.is_ejected() {
+                self.log_prevented_ejection(endpoint, rules.max_percent, now);
+            }
+            return None;
+        };
         let ejected = endpoint.eject(permit, rules, now);
         if ejected.is_some() {
             self.ejections.record_begun();
@@ -253,17 +262,31 @@ impl Pool {
         ejected
     }
 
+    /// Logs an ejection that `max_percent` prevents, or only counts it if one was logged recently.
+    #[cold]
+    fn log_prevented_ejection(&self, endpoint: &Endpoint, max_percent: u8, now: Instant) {
+        if self.repeats.note(PREVENTED_EJECTION, now) {
+            let (backend, address) = (&endpoint.backend.address, endpoint.address().map(tracing::field::display));
+            tracing::warn!(
+                pool = %self.name, backend = %backend, address, max_percent, ejected = self.ejections.under_way(),
+                "backend not ejected, though traffic keeps failing on it: [pool.ejection] max_percent allows no more \
+                 ejections",
+            );
+        }
+    }
+
     /// Logs a queue timeout, or only counts it if one was logged recently.
     #[cold]
-    pub fn log_queue_timeout(&self, now: Instant) {
+    pub fn log_queue_timeout(&self, request_id: &str, now: Instant) {
         let word = Failure::QueueTimeout.word();
         if self.repeats.note(word, now) {
             let plan = self.plan();
+            let request_id = Some(request_id).filter(|id| !id.is_empty());
             let (seconds, queued) = (plan.settings.queue_timeout.as_secs_f64(), plan.queue.waiting());
             tracing::warn!(
-                pool = %self.name, failure = word, seconds, queued,
-                "a request waited too long and is answered 503: every backend has as many connections as its \
-                 max_connections allows",
+                pool = %self.name, failure = word, seconds, queued, request_id,
+                "a request waited too long ([[pool]] queue_timeout) and is answered 503: every backend has as many \
+                 connections as its max_connections allows",
             );
         }
     }

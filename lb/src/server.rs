@@ -85,6 +85,7 @@ pub async fn run(start: Start, mut sockets: Sockets, mut commands: Receiver<Comm
     let admin_address = admin_listener.local_addr()?;
     let AdminConfig { token, read_token, .. } = config.admin.clone();
     metrics.expect_refusals(Refusal::all().map(Refusal::reason));
+    metrics.expect_client_failures(Refusal::client_failure_words());
     let control = Arc::new(Control::new(&path, config.clone(), metrics));
     own_state(&control).await?;
     let (limit, warning) = connection_limits(&config.server, open_files);

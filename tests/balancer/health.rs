@@ -446,7 +446,9 @@ async fn an_ejection_names_the_last_failures() {
     })
     .await;
     let named = |origin: &Origin, what: &str| format!("{what} at {} (3 times)", origin.address());
-    for (origin, what) in [(&b, "reset"), (&c, "response-timeout (after 500ms)"), (&d, "status 503")] {
+    for (origin, what) in
+        [(&b, "reset"), (&c, "response-timeout (longer than [[pool]] response_timeout (500ms))"), (&d, "status 503")]
+    {
         let failures = format!("last_failures=\"{}\"", named(origin, what));
         balancer.logs(&["backend ejected", &format!("backend={}", origin.address()), &failures]).await;
     }

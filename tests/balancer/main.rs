@@ -25,6 +25,7 @@ mod names;
 mod observability;
 mod pingora;
 mod pingora_server;
+mod reasons;
 mod reload;
 mod retry;
 mod sites;

@@ -5,6 +5,14 @@ use std::time::Duration;
 
 use crate::config::site::{BackendRules, ClientRules};
 use crate::config::{ListenerSettings, PoolSettings};
+use crate::failure::{Detail, Failure};
+
+/// The name of a setting: of its section, unless a site or route has its own.
+macro_rules! setting {
+    ($own:expr, $section:literal, $key:literal) => {
+        if $own.is_some() { concat!($key, " of the site or route") } else { concat!($section, " ", $key) }
+    };
+}
 
 /// Limits for a client during an exchange.
 #[derive(Debug, Clone, Copy)]
@@ -45,6 +53,40 @@ impl ClientLimits {
             send_timeout: rules.send_timeout.unwrap_or(self.send_timeout),
         }
     }
+
+    /// The limit that led to this failure of a client. `rules`: those of the route. `is_rate`: the client was too slow
+    /// on average. `length`: the declared one of the content.
+    #[cold]
+    pub(crate) fn explain(
+        &self,
+        failure: Failure,
+        rules: Option<&ClientRules>,
+        is_rate: bool,
+        length: Option<u64>,
+    ) -> Option<Detail> {
+        let rules = rules.cloned().unwrap_or_default();
+        let size = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
+        Some(match failure {
+            Failure::BodyTooLarge => Detail::Limit {
+                setting: setting!(rules.max_body_bytes, "[[listener]]", "max_body_bytes"),
+                limit: size(self.max_body_bytes?),
+                value: length.map(size),
+            },
+            Failure::ClientTimeout | Failure::ClientStalled if is_rate => {
+                let setting = setting!(rules.min_rate, "[[listener]]", "min_rate");
+                Detail::Rate { setting, limit: self.min_rate?.get() }
+            }
+            Failure::ClientTimeout => {
+                let setting = setting!(rules.body_timeout, "[[listener]]", "body_timeout");
+                Detail::Timeout { setting, limit: self.body_timeout }
+            }
+            Failure::ClientStalled => {
+                let setting = setting!(rules.send_timeout, "[[listener]]", "send_timeout");
+                Detail::Timeout { setting, limit: self.send_timeout }
+            }
+            _ => return None,
+        })
+    }
 }
 
 impl BackendLimits {
@@ -75,5 +117,22 @@ impl BackendLimits {
             retries: rules.retries.unwrap_or(self.retries),
             retry_timeout: retry_timeout.unwrap_or(self.retry_timeout),
         }
+    }
+    /// The timeout that led to this failure of a backend. `rules`: those of the route.
+    #[cold]
+    pub(crate) fn explain(&self, failure: Failure, rules: Option<&BackendRules>) -> Option<Detail> {
+        let rules = rules.cloned().unwrap_or_default();
+        let (setting, limit) = match failure {
+            Failure::ConnectTimeout => {
+                (setting!(rules.connect_timeout, "[[pool]]", "connect_timeout"), self.connect_timeout)
+            }
+            Failure::WriteTimeout => (setting!(rules.write_timeout, "[[pool]]", "write_timeout"), self.write_timeout),
+            Failure::ResponseTimeout => {
+                (setting!(rules.response_timeout, "[[pool]]", "response_timeout"), self.response_timeout)
+            }
+            Failure::ResponseStalled => (setting!(rules.read_timeout, "[[pool]]", "read_timeout"), self.read_timeout),
+            _ => return None,
+        };
+        Some(Detail::Timeout { setting, limit })
     }
 }

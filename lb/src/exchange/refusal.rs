@@ -2,7 +2,7 @@
 //! Nothing that a client sent is repeated in the answer.
 
 use super::reply::{Reply, StatusText};
-use crate::failure::Failure;
+use crate::failure::{Failure, Fault};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
@@ -147,6 +147,37 @@ impl Refusal {
         }
     }
 
+    /// The words of failures by the client's fault.
+    pub fn client_failure_words() -> impl Iterator<Item = &'static str> {
+        let unread = Failure::ALL.into_iter().filter(|failure| failure.refusal().is_none());
+        Self::all().filter(|refusal| refusal.is_client_failure()).map(Self::reason).chain(unread.map(Failure::word))
+    }
+
+    /// Whether it is the request's or the client's fault, so that its word is a failure's as well. A request for what
+    /// does not exist is none.
+    pub fn is_client_failure(self) -> bool {
+        match self {
+            Self::Malformed
+            | Self::PlainHttp
+            | Self::Method
+            | Self::ClientTimeout
+            | Self::BodyTooLarge
+            | Self::TargetTooLong
+            | Self::Expectation
+            | Self::FieldsTooLarge
+            | Self::NotImplemented
+            | Self::Version => true,
+            Self::Failed(failure) => failure.verdict().fault == Fault::Client,
+            Self::NoPool
+            | Self::NoRoute
+            | Self::NoBackend
+            | Self::Misdirected
+            | Self::LastHop
+            | Self::Loop
+            | Self::Internal => false,
+        }
+    }
+
     /// Seconds after which the client may retry (`Retry-After`).
     pub fn retry_after(self) -> Option<u32> {
         (self.status() == 503).then_some(5)
@@ -250,10 +281,10 @@ fn thousandths(weight: &[u8]) -> Option<u32> {
 }
 
 impl Failure {
-    /// The refusal for a failure after which nothing more is tried; `None` if the client has left.
+    /// The refusal for a failure after which nothing more is tried; `None` if nobody reads it.
     pub fn refusal(self) -> Option<Refusal> {
         match self {
-            Self::ClientGone => None,
+            Self::ClientGone | Self::ClientStalled => None,
             Self::ClientTimeout => Some(Refusal::ClientTimeout),
             Self::BodyTooLarge => Some(Refusal::BodyTooLarge),
             Self::RequestMalformed => Some(Refusal::Malformed),
@@ -323,7 +354,7 @@ mod tests {
     fn the_reason_of_a_refusal_matches_its_failure() {
         for failure in Failure::ALL {
             let Some(refusal) = failure.refusal() else {
-                assert_eq!(failure, Failure::ClientGone);
+                assert!(matches!(failure, Failure::ClientGone | Failure::ClientStalled), "{failure:?}");
                 continue;
             };
             assert_eq!((refusal.reason(), refusal.status()), (failure.word(), failure.verdict().status), "{failure:?}");

@@ -6,7 +6,9 @@ use super::h1::chunked::{self, write_chunk, write_end};
 use super::h1::reject::Reject;
 use super::h1::response::BadResponse;
 use crate::exchange::refusal::Refusal;
+use crate::failure::Detail;
 use crate::message::framing::Framing;
+use crate::message::limits::Limits;
 
 /// Backends may sign each chunk with an extension, and a recipient must ignore extensions that it does not know (RFC
 /// 9112 §7.1.1).
@@ -128,6 +130,17 @@ fn append(framing: Framing, data: &[u8], out: &mut Vec<u8>) {
         Framing::Chunked if data.is_empty() => {}
         Framing::Chunked => write_chunk(data, out),
         _ => out.extend_from_slice(data),
+    }
+}
+
+/// The details of an error of the parser, with the limit of the listener if it is one.
+pub(super) fn detail(reject: Reject, limits: &Limits) -> Detail {
+    let limit = |setting, limit| Detail::Limit { setting, limit, value: None };
+    match reject {
+        Reject::RequestLineTooLong => limit("[[listener]] max_request_line_bytes", limits.line_bytes),
+        Reject::HeadTooLarge => limit("[[listener]] max_head_bytes", limits.head_bytes()),
+        Reject::TooManyFields => limit("[[listener]] max_fields", limits.fields()),
+        _ => Detail::Reason(reject.reason()),
     }
 }
 

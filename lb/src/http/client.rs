@@ -14,7 +14,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::sync::futures::Notified;
 use tokio_util::io::poll_read_buf;
 
-use super::body::refusal;
+use super::body::{detail, refusal};
 use super::buffers::Buffers;
 use super::burst::let_others_read;
 use super::content::Content;
@@ -41,7 +41,8 @@ use crate::exchange::refusal::{Refusal, RefusalFormat};
 use crate::exchange::reply::Reply;
 use crate::exchange::walk::Jump;
 use crate::exchange::{Answer, ConfiguredReply, Event, Exchange, Moment, Outcome, Step};
-use crate::failure::{AttemptError, Failure};
+use crate::failure::{AttemptError, Detail, Failure};
+use crate::http::h1::reject::Reject;
 use crate::http::h1::rewrite::Persistence;
 use crate::http::h1::websocket;
 use crate::message::Parsed;
@@ -339,7 +340,7 @@ async fn serve_one(
         is_tls: client.is_tls(),
         limits: ClientLimits::of_listener(listener),
     };
-    match read_head(listener, started, client, timer, peer, buffers).await {
+    match read_head(listener, started, client, timer, buffers).await {
         Ok(Some(_)) if peer.lacks_tls => {
             request.forwarded.complete(engine, peer, false, &mut buffers.text);
             request.refuse(client, timer, buffers, Refusal::PlainHttp, false).await
@@ -352,7 +353,8 @@ async fn serve_one(
         Err(_) if is_first && speaks_h2c(listener, client, peer) && h2::is_preface(&buffers.from_client) => {
             RequestEnd { action: ConnectionAction::Http2, at: started }
         }
-        Err(refusal) => {
+        Err((refusal, detail)) => {
+            request.state.detail = Some(detail);
             request.forwarded.complete(engine, peer, client.is_tls(), &mut buffers.text);
             request.refuse(client, timer, buffers, refusal, false).await
         }
@@ -376,20 +378,18 @@ async fn read_head(
     now: Instant,
     client: &mut ClientStream,
     timer: &mut Timer,
-    peer: &Peer,
     buffers: &mut Buffers,
-) -> Result<Option<usize>, Refusal> {
+) -> Result<Option<usize>, (Refusal, Detail)> {
     buffers.request.clear();
     let limits = listener.limits();
     let reading = timer.limit(now, listener.header_timeout, |cx| {
         loop {
             match buffers.request.parse(&buffers.from_client, &limits) {
                 Parsed::Complete(head) => return Poll::Ready(Ok(Some(head))),
-                Parsed::Rejected(reject) => {
-                    tracing::debug!(client = peer.as_str(), reason = reject.reason(), "a request is refused");
-                    return Poll::Ready(Err(refusal(reject)));
+                Parsed::Rejected(reject) => return Poll::Ready(Err((refusal(reject), detail(reject, &limits)))),
+                Parsed::Partial if client.has_too_large_head() => {
+                    return Poll::Ready(Err((Refusal::FieldsTooLarge, detail(Reject::HeadTooLarge, &limits))));
                 }
-                Parsed::Partial if client.has_too_large_head() => return Poll::Ready(Err(Refusal::FieldsTooLarge)),
                 Parsed::Partial => {}
             }
             buffers.from_client.reserve(HEAD_READ_BYTES);
@@ -399,7 +399,10 @@ async fn read_head(
             }
         }
     });
-    reading.await.unwrap_or(Err(Refusal::ClientTimeout))
+    reading.await.unwrap_or_else(|_| {
+        let detail = Detail::Timeout { setting: "[[listener]] header_timeout", limit: listener.header_timeout };
+        Err((Refusal::ClientTimeout, detail))
+    })
 }
 
 /// Drives an exchange to its end. The request is counted and logged on drop, however it ends.
@@ -426,7 +429,7 @@ impl Request<'_> {
         match request::begin(self, buffers, client.is_tls(), now) {
             Ok(start) => {
                 let exchange = request::exchange(self, buffers, start);
-                let event = request::beginning(self, buffers);
+                let event = request::beginning(self, buffers, &exchange);
                 let keep = exchange.retry_body_bytes();
                 let pace = Pace::new(self.limits.min_rate, self.limits.body_timeout, client.total());
                 let body = Content::new(buffers.request.framing(), head, self.limits.max_body_bytes, keep, pace);
@@ -530,16 +533,56 @@ impl Request<'_> {
         matches!(status, 200..=299) && self.is_connect
     }
 
+    /// Counts a failure by the client's fault. The first one of its kind is logged, with what it has in the access log,
+    /// and so is the number of further ones ([`Control::catch_up`](crate::control::Control::catch_up)): anybody can
+    /// cause them. Clients that leave do nothing wrong.
+    #[cold]
+    fn note_client_failure(&self, transfer: &Transfer<'_>, outcome: &Outcome) {
+        let Some(word) = outcome.client_failure_word() else { return };
+        let control = &self.engine.control;
+        control.metrics.client_failed(word);
+        if outcome.failure == Some(Failure::ClientGone) {
+            return;
+        }
+        let kind = outcome.detail.and_then(Detail::kind).unwrap_or(word);
+        let text = &transfer.buffers.text;
+        let client = str::from_utf8(self.forwarded.client_text(text)).unwrap_or_default();
+        let request_id = text.get(self.forwarded.request_id.clone()).unwrap_or_default();
+        let (status, detail) = (outcome.status, outcome.detail.map(tracing::field::display));
+        let why: &dyn std::fmt::Display = match &outcome.detail {
+            Some(detail) => detail,
+            None => &word,
+        };
+        let listener = self.engine.name.load();
+        let (listener, what) = (listener.as_str(), answered(outcome));
+        if control.client_failures.note(kind, clock::now()) {
+            tracing::warn!(listener, client, request_id, status, failure = word, reason = detail, "{what}: {why}");
+        } else {
+            tracing::debug!(listener, client, request_id, status, failure = word, reason = detail, "{what}: {why}");
+        }
+    }
+
     /// Counts and logs the request.
     fn conclude(&self, transfer: &Transfer<'_>, exchange: Option<&Exchange>, outcome: &Outcome, now: Instant) {
         if let Some(refusal) = outcome.refusal {
             self.engine.control.metrics.refused(refusal.reason());
+        }
+        if outcome.failure.is_some() || outcome.refusal.is_some() {
+            self.note_client_failure(transfer, outcome);
         }
         if exchange.is_none_or(|exchange| exchange.pool().is_none()) {
             self.engine.control.metrics.own_responses.count(outcome.status);
         }
         let Some(time) = self.time else { return };
         write_record(self, &self.engine.access_log, time, transfer, exchange, outcome, now);
+    }
+}
+
+/// Whether and how a request was answered, for a line of the log.
+const fn answered(outcome: &Outcome) -> &'static str {
+    match outcome.refusal {
+        Some(_) => "a request is refused",
+        None => "a client is disconnected",
     }
 }
 
@@ -554,7 +597,8 @@ struct RefusalDriver<'a> {
 impl Drop for RefusalDriver<'_> {
     fn drop(&mut self) {
         let refusal = self.refusal;
-        let outcome = Outcome { refusal: Some(refusal), status: self.status, ..Outcome::default() };
+        let detail = self.request.state.detail;
+        let outcome = Outcome { refusal: Some(refusal), status: self.status, detail, ..Outcome::default() };
         self.request.conclude(&self.transfer, None, &outcome, clock::now());
     }
 }
@@ -631,7 +675,12 @@ impl ExchangeDriver<'_, '_> {
                     Ok(false) if self.request.would_open_websocket(self.exchange.page_status(answer.status)) => {
                         self.failed(Failure::NoWebSocket)
                     }
-                    Ok(false) => Event::Head(answer),
+                    Ok(false) => {
+                        if self.exchange.is_failure(answer.status) {
+                            self.identify();
+                        }
+                        Event::Head(answer)
+                    }
                     // A tunnel would outlive the client's permission to connect.
                     Ok(true) if self.request.engine.is_revoked() => self.failed(Failure::ConnectionRevoked),
                     // The client cannot check it: the key is ours.
@@ -797,11 +846,25 @@ impl ExchangeDriver<'_, '_> {
 
     fn failed(&mut self, failed: impl Into<AttemptError>) -> Event {
         let mut failed = failed.into();
-        failed.detail = failed.detail.or_else(|| self.transfer.explain(failed.failure));
+        failed.detail = failed.detail.or_else(|| self.transfer.explain(failed.failure)).or_else(|| {
+            let Transfer { body, buffers, has_low_rate, .. } = &self.transfer;
+            match failed.failure {
+                Failure::RequestMalformed => body.fault.map(|bad| Detail::Reason(bad.reason())),
+                failure => self.request.explain(failure, buffers, &self.exchange, *has_low_rate),
+            }
+        });
+        self.identify();
         self.now = clock::now();
         let has_body = self.request.state.omits_body || self.transfer.body.is_at_hand();
         self.transfer.give_up();
         Event::Failed { failed, has_body }
+    }
+
+    /// Has the log of failures name the request.
+    #[cold]
+    fn identify(&mut self) {
+        let id = self.transfer.buffers.text.get(self.request.forwarded.request_id.clone());
+        self.exchange.identify(id.unwrap_or_default());
     }
 
     /// Returns the backend connection to the idle ones, if it can be reused.
@@ -857,6 +920,7 @@ fn write_record(
     let field = |name| request.fields().value(from_client, name).map(readable);
     let path = readable(request.path(from_client));
     let target = match request.query(from_client) {
+        _ if let Some(received) = request.unread_target(from_client) => readable(received),
         None => path,
         Some(query) => [&*path, "?", &readable(query)].concat().into(),
     };

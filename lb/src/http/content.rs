@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::time::Duration;
 
 use super::h1::body::BodyReader;
-use super::h1::chunked::{self, write_chunk, write_end};
+use super::h1::chunked::{self, BadChunk, write_chunk, write_end};
 use super::pace::Pace;
 use crate::failure::Failure;
 use crate::message::framing::Framing;
@@ -28,6 +28,8 @@ pub(super) struct Content {
     max_bytes: Option<u64>,
     /// How many bytes may be kept for a retry.
     keep: usize,
+    /// Why the content is malformed.
+    pub fault: Option<BadChunk>,
     /// Whether the client was sent a 100 response. It gets only one.
     pub has_continued: bool,
     /// The rate at which the client sends the content. Counts while other parties are waited for, too.
@@ -47,7 +49,18 @@ impl Content {
     /// Content behind a head that ends at `start`.
     pub(super) fn new(framing: Framing, start: usize, max_bytes: Option<u64>, keep: usize, pace: Pace) -> Self {
         let reader = BodyReader::new(framing, CHUNK_LIMITS);
-        Self { framing, reader, start, end: start, dropped: 0, max_bytes, keep, has_continued: false, pace }
+        Self {
+            framing,
+            reader,
+            start,
+            end: start,
+            dropped: 0,
+            max_bytes,
+            keep,
+            fault: None,
+            has_continued: false,
+            pace,
+        }
     }
 
     /// Content of a request that nobody reads.
@@ -108,7 +121,10 @@ impl Content {
         let before = self.received();
         let mut at = self.end;
         while at < buffer.len() && !self.is_done() {
-            let progress = self.reader.advance(&buffer[at..]).map_err(|_| Failure::RequestMalformed)?;
+            let progress = self.reader.advance(&buffer[at..]).map_err(|bad| {
+                self.fault = Some(bad);
+                Failure::RequestMalformed
+            })?;
             let data = at + progress.data_start..at + progress.data_end;
             let count = data.len();
             if data.start != self.end {

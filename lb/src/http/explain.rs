@@ -92,7 +92,7 @@ pub(crate) fn explain(engine: &Engine, question: &Question<'_>) -> Result<Explan
     let site = Arc::clone(exchange.site());
     let mut visits = vec![visit(&of, &buffers, &exchange)];
     let at = Moment { now, client_waited: std::time::Duration::ZERO };
-    let mut event = request::beginning(&of, &buffers);
+    let mut event = request::beginning(&of, &buffers, &exchange);
     let end = loop {
         event = match exchange.step(event, at) {
             Step::BufferBody => Event::BodyBuffered,

@@ -133,6 +133,10 @@ impl Facts for RequestFacts<'_> {
                 VariableText::Here(if self.query().is_some_and(|query| !query.is_empty()) { b"?" } else { b"" })
             }
             Variable::Uri => VariableText::Here(self.path),
+            // Where it may be anything, only logs have it.
+            Variable::RequestUri if self.ended.is_some() && self.head.unread_target(self.from_client).is_some() => {
+                some(self.head.unread_target(self.from_client))
+            }
             Variable::RequestUri if self.head.form() == TargetForm::Origin => {
                 VariableText::Here(self.head.path_and_query(self.from_client))
             }
@@ -174,10 +178,7 @@ impl Facts for RequestFacts<'_> {
                     _ => some(endpoint.map(|endpoint| endpoint.backend.address.as_str().as_bytes())),
                 }
             }
-            Variable::Failure => {
-                let failure = self.outcome().and_then(|outcome| outcome.failure);
-                some(failure.map(|failure| failure.word().as_bytes()))
-            }
+            Variable::Failure => some(self.outcome().and_then(Outcome::failure_word).map(str::as_bytes)),
             Variable::Query(name) => some(self.query().and_then(|query| argument(query, name))),
             Variable::Cookie(name) => some(cookie(self.head.fields().values(self.from_client, Name::Cookie), name)),
             Variable::Field(key) => find_field(key, self.fields()),
@@ -250,6 +251,7 @@ impl Facts for RequestFacts<'_> {
                 let time = outcome.and_then(|outcome| outcome.response_time);
                 display_some(time.map(|time| format!("{}.{:03}", time.as_secs(), time.subsec_millis())), out)
             }
+            Variable::Reason => display_some(outcome.and_then(|outcome| outcome.detail), out),
             Variable::Trace => {
                 display_some(self.exchange.map(|e| e.trace(outcome.and_then(|o| o.endpoint.as_ref()))), out)
             }

@@ -22,7 +22,7 @@ use crate::exchange::limits::ClientLimits;
 use crate::exchange::refusal::Refusal;
 use crate::exchange::walk::Jump;
 use crate::exchange::{Event, Exchange, ExchangeStart, RequestInfo};
-use crate::failure::{Failure, Fault};
+use crate::failure::{AttemptError, Detail, Failure, Fault};
 use crate::http::h1::head::{RequestHead, TargetForm};
 use crate::http::h1::reject::Reject;
 use crate::http::h1::rewrite::{self, Change, Edit, FieldName, FieldValue, Lines, Persistence, RequestPlan, Target};
@@ -46,6 +46,9 @@ const GENERATED_FIELDS: NameSet = NameSet::of(&[
     Name::XRealIp,
 ]);
 
+const REVOKED: Detail =
+    Detail::Reason("the listener is gone, or the clients of this connection are no longer accepted");
+
 /// Fields about the client's certificate. They are not accepted from clients (RFC 9440 §4).
 const CLIENT_CERTIFICATE_FIELDS: NameSet =
     NameSet::of(&[Name::ClientCert, Name::ClientCertChain, Name::XForwardedClientCert]);
@@ -64,6 +67,8 @@ pub(super) struct RequestState {
     pub tables: Option<Arc<Tables>>,
     /// No further request is served on its connection, because who may connect has changed or its listener is gone.
     pub is_misdirected: bool,
+    /// Why the request is refused before it is an exchange.
+    pub detail: Option<Detail>,
 }
 
 /// Fields that belong to a status, such as `Retry-After` to 503, and are sent with any content.
@@ -135,6 +140,7 @@ pub(super) fn begin(
     // Check this after loading the snapshot, see `is_revoked`.
     if engine.is_revoked() {
         of.state.is_misdirected = true;
+        of.state.detail = Some(REVOKED);
         return Err(Refusal::Misdirected);
     }
     let server = &snapshot.config.server;
@@ -158,7 +164,11 @@ pub(super) fn begin(
             true
         }
         _ => {
-            let normal = normalise(received, path).map_err(|bad| refusal(Reject::from(bad)))?;
+            let normal = normalise(received, path).map_err(|bad| {
+                let reject = Reject::from(bad);
+                of.state.detail = Some(Detail::Reason(reject.reason()));
+                refusal(reject)
+            })?;
             !std::ptr::eq(normal, received)
         }
     };
@@ -200,6 +210,7 @@ pub(super) fn begin(
     let listener = engine.place_in(&snapshot.sites);
     let Some(site) = snapshot.sites.site(listener, origin.host) else {
         of.state.is_misdirected = listener.is_none();
+        of.state.detail = listener.is_none().then_some(REVOKED);
         return Err(if listener.is_none() { Refusal::Misdirected } else { Refusal::NoRoute });
     };
     // The client was shown the certificate of another site (RFC 9110 §7.4).
@@ -207,6 +218,8 @@ pub(super) fn begin(
         && let Some(name) = peer.tls.as_ref().and_then(|tls| tls.server_name.as_deref())
         && !snapshot.sites.site(listener, name).is_some_and(|info| Arc::ptr_eq(info, site))
     {
+        of.state.detail =
+            Some(Detail::Reason("the connection was made for another site, which has its own certificate"));
         return Err(Refusal::Misdirected);
     }
     let facts = |route| RequestFacts {
@@ -329,16 +342,27 @@ pub(super) fn jump(
     exchange.enter(route, pool_index, keeps_body, cookies, clock::now());
     of.limits = exchange.client_limits(ClientLimits::of_listener(of.listener));
     match leads_nowhere {
-        true => Event::Failed { failed: Failure::RequestMalformed.into(), has_body: false },
-        false => beginning(of, buffers),
+        true => {
+            let detail =
+                Some(Detail::Reason("the request jumps to a path that climbs above the root or has a bad escape"));
+            let failed = AttemptError { failure: Failure::RequestMalformed, detail };
+            Event::Failed { failed, has_body: false }
+        }
+        false => beginning(of, buffers, exchange),
     }
 }
 
 /// The first event of an exchange on its route: a failure if the content is too large.
-pub(super) fn beginning(of: &Request<'_>, buffers: &Buffers) -> Event {
+pub(super) fn beginning(of: &Request<'_>, buffers: &Buffers, exchange: &Exchange) -> Event {
     let max = of.limits.max_body_bytes.filter(|_| !of.state.omits_body);
     match max.is_some_and(|max| buffers.request.framing().exceeds(max)) {
-        true => Event::Failed { failed: Failure::BodyTooLarge.into(), has_body: false },
+        true => {
+            let failure = Failure::BodyTooLarge;
+            Event::Failed {
+                failed: AttemptError { failure, detail: of.explain(failure, buffers, exchange, false) },
+                has_body: false,
+            }
+        }
         false => Event::Begun,
     }
 }
@@ -436,6 +460,22 @@ pub(super) fn asks_for_websocket(buffers: &Buffers) -> bool {
 }
 
 impl Request<'_> {
+    /// The limit that led to this failure of the client. `has_low_rate`: it was too slow on average.
+    #[cold]
+    pub(super) fn explain(
+        &self,
+        failure: Failure,
+        buffers: &Buffers,
+        exchange: &Exchange,
+        has_low_rate: bool,
+    ) -> Option<Detail> {
+        let length = match buffers.request.framing() {
+            Framing::Length(length) => Some(length),
+            _ => None,
+        };
+        self.limits.explain(failure, exchange.rules().map(|rules| &rules.client), has_low_rate, length)
+    }
+
     /// The tables that its values use.
     pub(super) fn tables(&self) -> &Tables {
         self.state.tables.as_deref().unwrap_or(Tables::none())

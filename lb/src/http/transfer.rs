@@ -157,6 +157,8 @@ pub(super) struct Transfer<'a> {
     pub buffers: &'a mut Buffers,
     /// Details of the backend's failure, for the log.
     detail: Option<Detail>,
+    /// The client was within the limit on a single wait, but below its minimum rate.
+    pub has_low_rate: bool,
     pub body: Content,
     upload: Upload,
     download: Download,
@@ -261,6 +263,7 @@ impl<'a> Transfer<'a> {
             plan: None,
             own_limits: None,
             detail: None,
+            has_low_rate: false,
             written: 0,
             is_unflushed: false,
             interim_bytes: 0,

@@ -112,6 +112,7 @@ impl Management {
             Err(e) => bail!(cannot_listen(&address.into(), "[admin] address", &e)),
         };
         control.metrics.expect_refusals(Refusal::all().map(Refusal::reason));
+        control.metrics.expect_client_failures(Refusal::client_failure_words());
         control.reload_with(&resources);
         let connections = connections.map(Arc::clone);
         let start = Mutex::new(Some(Start { listener, phases }));

@@ -109,6 +109,8 @@ variables! {
     Attempts = "attempts", Answer;
     /// The last failure.
     Failure = "failure", Answer;
+    /// Details of that failure, or of the refusal.
+    Reason = "reason", Answer;
     /// Seconds until that status arrived, with milliseconds.
     UpstreamResponseTime = "upstream_response_time", End;
     /// What happened, each event with its time in seconds since the request's head.
@@ -245,6 +247,7 @@ impl Variable {
             | Self::Pool => false,
             Self::RequestTime | Self::RequestTimeMs | Self::TimeIso8601 | Self::TimeLocal | Self::Msec => false,
             Self::Status | Self::UpstreamAddr | Self::UpstreamStatus | Self::Attempts | Self::Failure => false,
+            Self::Reason => false,
             Self::UpstreamResponseTime | Self::Trace | Self::BodyBytesSent => false,
             // Backends are trusted, as nginx trusts their X-Accel-Redirect.
             Self::BackendField(_) => false,

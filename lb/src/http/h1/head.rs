@@ -132,6 +132,22 @@ impl RequestHead {
         }
     }
 
+    /// The target of a request line that was not accepted; all of the line as far as it was received, if even its words
+    /// are not clear. `None`: see [`path`](Self::path).
+    pub(crate) fn unread_target<'b>(&self, buf: &'b [u8]) -> Option<&'b [u8]> {
+        if self.facts.next > 0 {
+            return None;
+        }
+        let method = self.facts.method_token;
+        if !method.is_empty() {
+            let rest = buf.get(method.end() + 1..).unwrap_or_default();
+            return rest.split(|&byte| byte == b' ').next();
+        }
+        let is_line_end = |byte: &u8| matches!(byte, b'\r' | b'\n');
+        let start = buf.iter().position(|byte| !is_line_end(byte)).unwrap_or(buf.len());
+        buf.get(start..)?.split(is_line_end).next()
+    }
+
     /// What follows the first `?` of the target.
     pub fn query<'b>(&self, buf: &'b [u8]) -> Option<&'b [u8]> {
         self.facts.query.map(|query| query.of(buf))

@@ -11,7 +11,7 @@ use super::{
     TransferEvent, Upload,
 };
 use crate::clock;
-use crate::failure::Failure;
+use crate::failure::{Detail, Failure};
 use crate::message::framing::Framing;
 use crate::plant::Bug;
 
@@ -178,6 +178,15 @@ impl Transfer<'_> {
         self.buffers.request.expects_continue() && self.body.is_untouched() && !self.body.has_continued
     }
 
+    /// The limit on a backend's pause for which the client is to blame.
+    #[cold]
+    fn read_timeout(&self) -> Option<Detail> {
+        let of_pool = self.plan.as_ref()?.settings.read_timeout;
+        let limit = self.own_limits.as_ref().map_or(of_pool, |own| own.read_timeout);
+        let setting = if limit == of_pool { "[[pool]] read_timeout" } else { "read_timeout of the site or route" };
+        Some(Detail::Timeout { setting, limit })
+    }
+
     /// Ends `waits` after bytes have moved.
     pub(super) fn count_moved(&mut self, waits: Option<Waits>, timer: &Timer) {
         if !self.only_drips(waits) {
@@ -287,13 +296,23 @@ impl Transfer<'_> {
     pub(super) fn late(&mut self) -> Option<TransferEvent> {
         self.look();
         let (wait, _) = self.waits().all().find(|(_, limit)| limit.is_zero())?;
+        self.has_low_rate = match wait {
+            Wait::Content => self.upload_waited < self.limits.body_timeout,
+            Wait::Client | Wait::Window => self.download_waited < self.limits.send_timeout,
+            _ => false,
+        };
         match wait {
             Wait::Content => Some(TransferEvent::Failed(Failure::ClientTimeout)),
             Wait::Client | Wait::Window => {
                 self.is_stuck = true;
-                Some(TransferEvent::Failed(Failure::ClientGone))
+                Some(TransferEvent::Failed(Failure::ClientStalled))
             }
-            Wait::Backend(failure) => Some(TransferEvent::Failed(failure)),
+            Wait::Backend(failure) => {
+                if failure == Failure::ClientTimeout {
+                    self.detail = self.read_timeout();
+                }
+                Some(TransferEvent::Failed(failure))
+            }
             Wait::Tunnel => Some(TransferEvent::Sent),
             // The backend ignores the expectation, as it may (RFC 9110 §10.1.1): ask the client in its place.
             Wait::Continue => {

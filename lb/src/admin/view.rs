@@ -10,11 +10,11 @@ use serde::Serialize;
 
 use crate::backend::{Endpoint, ProbeReport, Resolution, Status};
 use crate::balance::Member;
-use crate::config::PoolName;
 use crate::config::algorithm::Algorithm;
 use crate::config::backend::{AdminState, BackendAddress};
 use crate::config::certificate::Renewal;
 use crate::config::site::ListenerName;
+use crate::config::{EjectionConfig, PoolName};
 use crate::control::resources::ListenerCertificate;
 use crate::health::tracker::Health;
 use crate::metrics::Gauges;
@@ -65,6 +65,8 @@ pub(super) struct BackendView {
     health: Health,
     status: Status,
     ejected_for_seconds: f64,
+    /// It would be ejected, but too many are, or it is the only one.
+    ejection_prevented: bool,
     in_flight: u32,
     /// The limit on connections; `None`: no limit.
     max_connections: Option<NonZero<u32>>,
@@ -90,6 +92,8 @@ struct EndpointView {
     health: Health,
     status: Status,
     ejected_for_seconds: f64,
+    /// It would be ejected, but too many are, or it is the only one.
+    ejection_prevented: bool,
     in_flight: u32,
     latency_seconds: Option<f64>,
     last_probe: Option<ProbeView>,
@@ -141,7 +145,7 @@ impl BackendView {
     }
 
     fn new(plan: &Plan, member: &Member, state: AdminState, now: Instant) -> Self {
-        let backend = &member.backend;
+        let (backend, rules) = (&member.backend, &plan.settings.ejection);
         let endpoints = backend.endpoints();
         let endpoints = endpoints.as_slice();
         let ejected_for: Option<Vec<_>> = endpoints.iter().map(|endpoint| endpoint.ejected_for(now)).collect();
@@ -153,6 +157,7 @@ impl BackendView {
             health: backend.health(),
             status: backend.status(state, now),
             ejected_for_seconds: ejected_for.and_then(|all| all.into_iter().min()).map_or(0.0, seconds),
+            ejection_prevented: endpoints.iter().any(|endpoint| endpoint.is_ejection_prevented(rules)),
             in_flight: backend.in_flight(),
             max_connections: backend.max_connections(),
             deadline_seconds: backend.deadline().map(|deadline| seconds(deadline.saturating_duration_since(now))),
@@ -162,19 +167,20 @@ impl BackendView {
             ejections: backend.metrics.ejections.get(),
             latency_seconds: average(&latencies).map(seconds),
             last_probe: last_probe(endpoints).map(|report| ProbeView::new(report, now)),
-            endpoints: endpoints.iter().map(|endpoint| EndpointView::new(endpoint, state, now)).collect(),
+            endpoints: endpoints.iter().map(|endpoint| EndpointView::new(endpoint, state, rules, now)).collect(),
             resolution: backend.resolution().map(|resolution| ResolutionView::new(resolution, now)),
         }
     }
 }
 
 impl EndpointView {
-    fn new(endpoint: &Endpoint, state: AdminState, now: Instant) -> Self {
+    fn new(endpoint: &Endpoint, state: AdminState, rules: &EjectionConfig, now: Instant) -> Self {
         Self {
             address: endpoint.address().map(ToString::to_string),
             health: endpoint.health(),
             status: endpoint.status(state, now),
             ejected_for_seconds: endpoint.ejected_for(now).map_or(0.0, seconds),
+            ejection_prevented: endpoint.is_ejection_prevented(rules),
             in_flight: endpoint.in_flight(),
             latency_seconds: endpoint.latency().map(seconds),
             last_probe: endpoint.last_probe().map(|report| ProbeView::new(report, now)),

@@ -310,6 +310,12 @@ impl Endpoint {
         rules.consecutive_failures != 0 && failures >= rules.consecutive_failures
     }
 
+    /// Whether it has failed often enough to be ejected, and is not: too many are, or it is the only one.
+    pub fn is_ejection_prevented(&self, rules: &EjectionConfig) -> bool {
+        let failures = self.failures_in_a_row.load(Ordering::Relaxed);
+        rules.consecutive_failures != 0 && failures >= rules.consecutive_failures && !self.is_ejected()
+    }
+
     /// The last failures of real traffic, at most `max`, for example `reset at 10.0.0.1:80 (3 times), status 503 at
     /// …`.
     pub fn last_failures(&self, max: usize) -> String {

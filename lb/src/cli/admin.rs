@@ -131,6 +131,8 @@ pub(super) struct Backend {
     pub weight: u32,
     pub status: String,
     pub ejected_for_seconds: f64,
+    #[serde(default)]
+    pub ejection_prevented: bool,
     pub in_flight: u32,
     #[serde(default)]
     pub max_connections: Option<u32>,
@@ -152,6 +154,8 @@ pub(super) struct Endpoint {
     pub address: Option<String>,
     pub status: String,
     pub ejected_for_seconds: f64,
+    #[serde(default)]
+    pub ejection_prevented: bool,
     pub in_flight: u32,
     pub latency_seconds: Option<f64>,
     pub last_probe: Option<Probe>,

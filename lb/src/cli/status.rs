@@ -201,6 +201,7 @@ fn row_of_endpoint(endpoint: &Endpoint, has_rates: bool) -> Vec<Cell> {
     let address = endpoint.address.as_deref().unwrap_or(NOTHING);
     let status = match endpoint.status.as_str() {
         "ejected" => format!("ejected, {} left", duration(endpoint.ejected_for_seconds)),
+        status if endpoint.ejection_prevented => format!("{status}, {NOT_EJECTED}"),
         status => status.to_owned(),
     };
     let none = || Cell::text("");
@@ -243,6 +244,9 @@ fn row(pool: &Pool, backend: &Backend, rates: Option<&Rates>) -> Vec<Cell> {
     cells
 }
 
+/// Its traffic fails, and an ejection would leave too few.
+const NOT_EJECTED: &str = "fails, not ejected";
+
 const RED: u8 = 31;
 const GREEN: u8 = 32;
 const YELLOW: u8 = 33;
@@ -254,6 +258,7 @@ fn status(backend: &Backend) -> Cell {
         "ejected" => Cell::text(&format!("ejected, {} left", duration(left))),
         status => match super::kill_after(backend) {
             Some(left) => Cell::text(&format!("{status}, killed in {}", duration(left))),
+            None if backend.ejection_prevented => Cell::text(&format!("{status}, {NOT_EJECTED}")),
             None => Cell::text(status),
         },
     };

@@ -6,6 +6,7 @@ fn backend(address: &str) -> Backend {
         weight: 1,
         status: "healthy".to_owned(),
         ejected_for_seconds: 0.0,
+        ejection_prevented: false,
         in_flight: 0,
         max_connections: None,
         deadline_seconds: None,
@@ -43,6 +44,7 @@ fn the_table_is_aligned_and_names_each_pool_once() {
     let ejected = Backend {
         status: "ejected".to_owned(),
         ejected_for_seconds: 12.0,
+        ejection_prevented: false,
         last_probe: Some(Probe {
             ok: false,
             seconds_ago: 2.0,
@@ -69,6 +71,7 @@ fn each_address_of_a_name_has_a_line_and_unresolved_names_are_marked() {
         address: Some(address.to_owned()),
         status: status.to_owned(),
         ejected_for_seconds: 12.0,
+        ejection_prevented: false,
         in_flight: 1,
         latency_seconds: Some(0.0021),
         last_probe: None,

@@ -98,7 +98,7 @@ async fn own_formats_have_the_reason_and_the_first_line() {
         wire.send(head).await;
         wire.reply().await;
         // Lines of several connections have no order.
-        balancer.lines("own.log", count).await;
+        balancer.lines("combined.log", count).await;
     }
     let expected = [
         "200 [-] [-] /",

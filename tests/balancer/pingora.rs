@@ -1,6 +1,6 @@
 //! What applies in `evenkeel run` and has to be done separately in Pingora's proxy (docs/pingora.md).
 
-use tests::{Balancer, Config, Origin, Request};
+use tests::{Balancer, Config, Origin, Request, eventually};
 
 #[tokio::test]
 async fn requests_are_held_to_the_limits_of_their_listener() {
@@ -14,6 +14,11 @@ async fn requests_are_held_to_the_limits_of_their_listener() {
         [(long(250), 200), (long(300), 414), (large(800), 200), (large(1000), 431), (many(15), 200), (many(20), 431)]
     {
         assert_eq!(balancer.send(&request).await.status, status, "{request:?}");
+    }
+    for (kind, times) in [("target-too-long", 1.0), ("fields-too-large", 2.0)] {
+        let counted =
+            async || balancer.metrics().await.sum("evenkeel_client_failures_total", &[("kind", kind)]) == times;
+        eventually(&format!("{kind} is counted"), counted).await;
     }
 }
 

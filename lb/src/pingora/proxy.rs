@@ -30,7 +30,7 @@ use crate::connection_limit::ConnectionLimit;
 use crate::control::Control;
 use crate::exchange::limits::BackendLimits;
 use crate::exchange::refusal::Refusal;
-use crate::exchange::{Answer, Event, Exchange, Moment, Step};
+use crate::exchange::{Answer, Event, Exchange, Moment, Outcome, Step};
 use crate::failure::{AttemptError, Detail, Failure};
 use crate::pool::QueueTicket;
 use crate::shutdown::Phase;
@@ -332,18 +332,21 @@ impl RequestState {
 impl Drop for RequestState {
     fn drop(&mut self) {
         let metrics = &self.control.metrics;
-        let (refusal, status, has_pool) = match &mut self.exchange {
-            Some(exchange) => {
-                let outcome = exchange.finish(Instant::now());
-                (outcome.refusal, outcome.status, exchange.pool().is_some())
+        let (outcome, has_pool) = match &mut self.exchange {
+            Some(exchange) => (exchange.finish(Instant::now()), exchange.pool().is_some()),
+            None => {
+                let (refusal, status) = (self.refusal, self.refusal.map_or(499, Refusal::status));
+                (Outcome { refusal, status, ..Outcome::default() }, false)
             }
-            None => (self.refusal, self.refusal.map_or(499, Refusal::status), false),
         };
-        if let Some(refusal) = refusal {
+        if let Some(refusal) = outcome.refusal {
             metrics.refused(refusal.reason());
         }
+        if let Some(word) = outcome.client_failure_word() {
+            metrics.client_failed(word);
+        }
         if !has_pool {
-            metrics.own_responses.count(status);
+            metrics.own_responses.count(outcome.status);
         }
     }
 }

@@ -142,6 +142,21 @@ async fn a_client_that_takes_its_response_makes_room_for_nobody() {
     assert!(balancer.metrics().await.sum("evenkeel_client_connections_shed_total", &[]) >= 1.0, "once it is idle");
 }
 
+// It kept its place for `keepalive_timeout`, as if it took its response.
+#[tokio::test]
+async fn a_client_that_takes_nothing_of_its_response_makes_room() {
+    let a = Origin::start("a").await;
+    for request in [request(), Request::get("/").to_bytes()] {
+        let limits = "keepalive_timeout = \"1h\"\nsend_timeout = \"500ms\"";
+        let balancer = start(&a, "max_connections = 1", limits).await;
+        let mut client = connect(&balancer).await;
+        let before = a.heads();
+        write(&mut client, &request).await;
+        is_held(&balancer, &a, before + 1).await;
+        assert_eq!(balancer.get("/").await.status, 200);
+    }
+}
+
 /// Reads a response over HTTP/1.1 slowly, and sends the next request byte by byte meanwhile. The length of its content.
 async fn read_and_send(wire: &mut Wire) -> usize {
     let request = Request::get("/").to_bytes();

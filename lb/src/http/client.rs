@@ -264,13 +264,18 @@ async fn first_bytes<'e>(
         });
         match waiting.await {
             Ok(IdleEvent::Request(buffers)) => return Ok(buffers),
-            Ok(IdleEvent::Shedding) => {
+            Ok(IdleEvent::Shedding) if engine.client_limit.is_full() => {
                 let idle_for = clock::now().saturating_duration_since(since);
-                if engine.client_limit.is_full() && engine.thread.sheds_one(idle_for, || client.is_held()) {
+                if engine.thread.sheds_one(idle_for, || !idle.is_new && client.is_held()) {
                     engine.control.metrics.client_connections_shed.inc();
                     return Err(IdleEnd::Over);
                 }
+                // One that takes nothing of its response does not keep its place for as long as an idle one may.
+                if !idle.is_new && drain.is_none() {
+                    drain = Drain::begin(&engine.listener(), client.acknowledged()).map(Box::new);
+                }
             }
+            Ok(IdleEvent::Shedding) => {}
             // A client that has not had a response has nothing to lose.
             Err(_) if idle.is_new => return Err(IdleEnd::Over),
             Err(_) => match drain.as_mut().map(|drain| drain.look(client.acknowledged())) {

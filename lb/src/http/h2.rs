@@ -431,14 +431,20 @@ impl<'a> Driver<'a> {
         if connection.is_over() && connection.unsent().is_empty() { Err(Over::Told) } else { Ok(()) }
     }
 
-    /// Whether the place of an idle connection is wanted.
-    fn is_shed(&self) -> bool {
+    /// Whether the place of an idle connection is wanted. From then on, a client that takes nothing of its responses
+    /// does not keep its place for as long as an idle one may.
+    fn is_shed(&mut self) -> bool {
         let engine = self.engine;
+        if !engine.client_limit.is_full() || !engine.thread.is_shedding() {
+            return false;
+        }
         let idle_for = clock::now().saturating_duration_since(self.phase_since);
-        let is_shed =
-            engine.client_limit.is_full() && engine.thread.sheds_one(idle_for, || is_held(self.acknowledged()));
+        let has_response = self.link.total.written() > 0;
+        let is_shed = engine.thread.sheds_one(idle_for, || has_response && is_held(self.acknowledged()));
         if is_shed {
             engine.control.metrics.client_connections_shed.inc();
+        } else if has_response && self.drain.is_none() {
+            self.drain = Drain::begin(&engine.listener(), self.acknowledged()).map(Box::new);
         }
         is_shed
     }

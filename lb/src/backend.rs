@@ -153,7 +153,7 @@ impl Identity {
     fn use_one_less(&self) {
         self.in_use.fetch_sub(1, Ordering::SeqCst);
         if self.max_connections.load(Ordering::SeqCst) != 0 {
-            self.queue.free_one();
+            self.queue.free();
         }
     }
 

@@ -22,6 +22,7 @@ use self::refusal::Refusal;
 pub(crate) use self::trace::ShownTrace;
 use self::trace::{Trace, TraceEventKind};
 use self::walk::{DirectWalk, HeadVerdict, Jump, Walk, WalkEvent, WalkStep};
+use crate::backend::queue::{Place, Turn};
 use crate::backend::{Endpoint, Identity, Incarnation, Lease};
 use crate::balance::{BackendIndex, Key};
 use crate::config::site::{JumpTo, Page, PageStatus, Rules};
@@ -78,9 +79,10 @@ pub(crate) struct Exchange<W: Walk = DirectWalk> {
     started: Instant,
     /// When the first attempt began.
     first_attempt: Option<Moment>,
-    /// When it began to wait for a backend below `max_connections`, and whether it was woken since.
+    /// When it began to wait for a backend below `max_connections`.
     queued_since: Option<Instant>,
-    was_notified: bool,
+    /// Its turn at the next choice.
+    turn: Turn,
     outcome: Outcome,
     /// What has happened so far.
     trace: Trace,
@@ -159,8 +161,8 @@ pub(crate) enum Event<W: Walk = DirectWalk> {
     Waited(W::Waited),
     /// The whole body is buffered.
     BodyBuffered,
-    /// A backend of the queue may have capacity again.
-    CapacityFreed,
+    /// A backend of the queue may have capacity again, and this is the place that was called.
+    CapacityFreed(Box<Place>),
     Sub(Answer),
     Spawned,
     /// The head of the backend's response has arrived. Nothing of it has been sent.
@@ -296,7 +298,7 @@ impl Exchange {
         self.first_attempt = None;
         // It waits in the queue of another pool.
         self.queued_since = None;
-        self.was_notified = false;
+        self.turn = Turn::New;
         // Nothing has been sent.
         self.outcome.status = 0;
         if !keeps_body {
@@ -368,7 +370,7 @@ impl<W: Walk> Exchange<W> {
             started: request.now,
             first_attempt: None,
             queued_since: None,
-            was_notified: false,
+            turn: Turn::New,
             outcome: Outcome::default(),
             trace: Trace::new(request.now),
             former: Vec::new(),
@@ -480,8 +482,8 @@ impl<W: Walk> Exchange<W> {
                 self.trace.push(TraceEventKind::Waited, at.now);
                 self.walk_on(WalkEvent::Sub(answer), at)
             }
-            Event::CapacityFreed => {
-                self.was_notified = true;
+            Event::CapacityFreed(place) => {
+                self.turn = Turn::Called(place);
                 self.open(at)
             }
             Event::Spawned => self.walk_on(WalkEvent::Spawned, at),
@@ -539,11 +541,11 @@ impl<W: Walk> Exchange<W> {
                 lease.backend().metrics.attempts.inc();
                 return self.attempt(index, lease, at);
             }
-            self.was_notified = true;
+            self.turn = Turn::Kept;
         }
         let Some(Target { pool, sticky, .. }) = &self.target else { return self.refuse(Refusal::NoRoute, at) };
-        let was_notified = std::mem::take(&mut self.was_notified);
-        let choice = match pool.choose(&self.key, sticky.as_ref(), &self.tried, was_notified) {
+        let turn = std::mem::take(&mut self.turn);
+        let choice = match pool.choose(&self.key, sticky.as_ref(), &self.tried, turn) {
             Pick::Use(choice) => Some(choice),
             Pick::Queue(full) => return self.queue(full, at),
             Pick::NoBackend => None,
@@ -589,7 +591,14 @@ impl<W: Walk> Exchange<W> {
             self.trace.push(TraceEventKind::Queued, at.now);
         }
         let since = *self.queued_since.get_or_insert(at.now);
-        let timeout = full.timeout.saturating_sub(at.now.saturating_duration_since(since));
+        let mut timeout = full.timeout.saturating_sub(at.now.saturating_duration_since(since));
+        if let (false, Some(first), Some(plan)) = (self.tried.is_empty(), self.first_attempt, self.plan()) {
+            let retry_timeout = limits(&self.site, self.route, plan).retry_timeout;
+            timeout = timeout.min(retry_timeout.saturating_sub(at.since(first)));
+            if let (true, Some(failure)) = (timeout.is_zero(), self.last_failure) {
+                return self.refuse(failure, at);
+            }
+        }
         if timeout.is_zero() {
             let limit = self.plan().map(|plan| plan.settings.queue_timeout).unwrap_or_default();
             self.outcome.failure = Some(Failure::QueueTimeout);

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 
-use crate::backend::queue::Queue;
+use crate::backend::queue::{Place, Queue, Turn};
 use crate::backend::repeats::{RepeatedFailures, SuppressedFailures};
 use crate::backend::{Backend, Endpoint, Endpoints, Identity, Lease, Status};
 use crate::balance::{
@@ -122,12 +122,10 @@ pub enum Pick {
     NoBackend,
 }
 
-/// The queue in which an exchange waits, and its timeout.
+/// The place in the queue in which an exchange waits, and its timeout.
 #[derive(Debug)]
 pub struct QueueTicket {
-    pub queue: Arc<Queue>,
-    /// [`Queue::freed`] before no capacity was found.
-    pub seen: u64,
+    pub place: Box<Place>,
     pub timeout: Duration,
 }
 
@@ -178,9 +176,9 @@ impl Pool {
 
     /// Chooses a backend and one of its endpoints, and counts the exchange there. `sticky` is the backend that the
     /// client's cookie names. `tried` are the endpoints that have failed this exchange; another endpoint of the same
-    /// backend may be next, as in nginx, where each address is a server of its own. `was_notified`: the exchange has
-    /// waited in the queue and goes before others.
-    pub fn choose(&self, key: &Key, sticky: Option<&BackendHint>, tried: &[Arc<Endpoint>], was_notified: bool) -> Pick {
+    /// backend may be next, as in nginx, where each address is a server of its own. `turn`: whether it goes before
+    /// those that wait in the queue.
+    pub fn choose(&self, key: &Key, sticky: Option<&BackendHint>, tried: &[Arc<Endpoint>], turn: Turn) -> Pick {
         let view = self.view.load();
         let plan = &view.plan;
         let sticky = sticky.and_then(|backend| plan.index_of(backend));
@@ -203,7 +201,7 @@ impl Pool {
                 Some((index, lease)) => (index, lease.in_use()),
                 None => return Pick::NoBackend,
             },
-            true => match self.within_limits(plan, &candidates, pick, was_notified) {
+            true => match self.within_limits(plan, &candidates, pick, turn) {
                 Ok(picked) => picked,
                 Err(none) => return none,
             },
@@ -219,25 +217,38 @@ impl Pool {
         plan: &Plan,
         candidates: &Candidates<'_>,
         pick: impl Fn() -> Option<(BackendIndex, Lease)>,
-        was_notified: bool,
+        turn: Turn,
     ) -> Result<(BackendIndex, Lease), Pick> {
         /// Attempts to win the last connection against other threads.
         const MAX_PICKS: usize = 16;
         let seen = plan.queue.freed();
-        // An exchange that has failed before does not wait again.
-        let may_wait = candidates.tried.is_empty();
-        let is_next = was_notified || !may_wait || plan.queue.waiting() == 0;
+        // An exchange that has failed before has waited long enough.
+        let is_retry = !candidates.tried.is_empty();
+        let is_next = is_retry || !matches!(turn, Turn::New) || !plan.queue.has_new();
         for _ in 0..if is_next { MAX_PICKS } else { 0 } {
             let Some((index, lease)) = pick() else { break };
             if let Some(lease) = lease.in_use_if_allowed() {
+                let is_more_left = || Candidates { tried: &[], ..*candidates }.has_any();
+                if let Turn::Called(place) = turn
+                    && !is_more_left()
+                {
+                    place.leave_none();
+                }
                 return Ok((index, lease));
             }
         }
         let anybody = Candidates { skips_full: false, skips_ejected: false, ..*candidates };
-        if !may_wait || !anybody.has_any() {
+        if !anybody.has_any() {
             return Err(Pick::NoBackend);
         }
-        Err(Pick::Queue(QueueTicket { queue: Arc::clone(&plan.queue), seen, timeout: plan.settings.queue_timeout }))
+        let place = match turn {
+            Turn::Called(mut place) => {
+                place.stay(seen);
+                place
+            }
+            Turn::New | Turn::Kept => plan.queue.join(is_retry, is_next.then_some(seen)),
+        };
+        Err(Pick::Queue(QueueTicket { place, timeout: plan.settings.queue_timeout }))
     }
 
     /// Counts a failure of real traffic on an endpoint, and ejects the endpoint after too many. Returns the ejection
@@ -377,7 +388,7 @@ impl Pool {
             let queue = Arc::clone(&view.plan.queue);
             self.view.store(Arc::new(view));
             // There may be new backends, or higher limits.
-            queue.free_all();
+            queue.free();
             self.log_availability();
         }
         if members > SMALL_POOL_MEMBERS {
@@ -709,25 +720,49 @@ mod tests {
             let pool = pool(&config);
             let key = Key { client: Some(std::net::Ipv4Addr::LOCALHOST.into()) };
             let mut leases: Vec<_> =
-                (0..3).map(|_| chosen(pool.choose(&key, None, &[], false)).expect("room")).collect();
+                (0..3).map(|_| chosen(pool.choose(&key, None, &[], Turn::New)).expect("room")).collect();
             let on = |address: &str| leases.iter().filter(|c| c.lease.backend().address.as_str() == address).count();
             assert_eq!((on("a:1"), on("b:1")), (2, 1), "{algorithm:?}");
-            let Pick::Queue(full) = pool.choose(&key, None, &[], false) else { panic!("there is room, {algorithm:?}") };
-            let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
-            let mut waiting = Box::pin(full.queue.wait(full.seen));
-            assert!(waiting.as_mut().poll(&mut cx).is_pending());
+            let Pick::Queue(full) = pool.choose(&key, None, &[], Turn::New) else {
+                panic!("there is room, {algorithm:?}")
+            };
+            assert!(!is_called(&full.place));
             leases.pop();
-            assert!(matches!(pool.choose(&key, None, &[], false), Pick::Queue(_)), "another one was there before");
-            assert!(waiting.as_mut().poll(&mut cx).is_ready());
-            leases.push(chosen(pool.choose(&key, None, &[], true)).expect("it was called"));
-            // A higher limit wakes those that wait.
-            let mut waiting = Box::pin(full.queue.wait(full.queue.freed()));
-            assert!(waiting.as_mut().poll(&mut cx).is_pending());
-            change(&pool, &two(3));
-            assert!(waiting.as_mut().poll(&mut cx).is_ready());
-            drop(waiting);
-            assert!(matches!(pool.choose(&key, None, &[], false), Pick::Use(_)));
+            // Until it was called and had looked, others were let in before it.
+            let Pick::Queue(mut next) = pool.choose(&key, None, &[], Turn::New) else { panic!("let in before") };
+            assert!(is_called(&full.place) && !is_called(&next.place));
+            let Pick::Queue(third) = pool.choose(&key, None, &[], Turn::New) else { panic!("let in before") };
+            assert!(!is_called(&third.place), "the first one has not looked yet");
+            drop(third);
+            leases.push(chosen(pool.choose(&key, None, &[], Turn::Called(full.place))).expect("it was called"));
+            assert!(!is_called(&next.place), "there is no room for more");
+            // A retry got there first.
+            leases.pop();
+            assert!(is_called(&next.place));
+            leases.push(chosen(pool.choose(&key, None, &[], Turn::Kept)).expect("room"));
+            let behind = pool.choose(&key, None, &[], Turn::New);
+            let Pick::Queue(again) = pool.choose(&key, None, &[], Turn::Called(next.place)) else { panic!("no room") };
+            let Pick::Queue(behind) = behind else { panic!("no room") };
+            assert!(!is_called(&again.place) && !is_called(&behind.place));
+            next = again;
+            leases.pop();
+            assert!(is_called(&next.place) && !is_called(&behind.place), "it has kept its place");
+            leases.push(chosen(pool.choose(&key, None, &[], Turn::Called(next.place))).expect("room"));
+            // A higher limit calls all that fit.
+            change(&pool, &two(4));
+            assert!(is_called(&behind.place));
+            let last = pool.choose(&key, None, &[], Turn::New);
+            leases.push(chosen(pool.choose(&key, None, &[], Turn::Called(behind.place))).expect("room"));
+            let Pick::Queue(last) = last else { panic!("let in before") };
+            assert!(is_called(&last.place));
+            leases.push(chosen(pool.choose(&key, None, &[], Turn::Called(last.place))).expect("room"));
+            change(&pool, &two(5));
+            assert!(matches!(pool.choose(&key, None, &[], Turn::New), Pick::Use(_)));
         }
+    }
+
+    fn is_called(place: &Place) -> bool {
+        std::pin::pin!(place.called()).poll(&mut std::task::Context::from_waker(std::task::Waker::noop())).is_ready()
     }
 
     fn change(pool: &Pool, config: &PoolConfig) {
@@ -770,18 +805,18 @@ mod tests {
     fn picks_use_the_current_plan() {
         let pool = pool(&config(&[("a:1", 1), ("b:1", 1)], SETTINGS));
         let key = Key { client: Some(std::net::Ipv4Addr::LOCALHOST.into()) };
-        let first = chosen(pool.choose(&key, None, &[], false)).expect("two are there");
+        let first = chosen(pool.choose(&key, None, &[], Turn::New)).expect("two are there");
         let a = BackendHint { backend: Arc::clone(first.lease.backend()), index: first.index };
         assert_eq!((a.backend.address.as_str(), first.plan.settings.retries), ("a:1", 2));
         change(&pool, &config(&[("c:1", 1), ("a:1", 1)], &format!("retries = 3\n{SETTINGS}")));
-        let again = chosen(pool.choose(&key, Some(&a), &[], false)).expect("it is still there");
+        let again = chosen(pool.choose(&key, Some(&a), &[], Turn::New)).expect("it is still there");
         assert!(Arc::ptr_eq(again.lease.backend(), &a.backend), "the same one, elsewhere in the list");
         assert_eq!((again.index, again.plan.settings.retries), (1, 3));
         let other =
-            chosen(pool.choose(&key, Some(&a), &[Arc::clone(first.lease.endpoint())], false)).expect("one is left");
+            chosen(pool.choose(&key, Some(&a), &[Arc::clone(first.lease.endpoint())], Turn::New)).expect("one is left");
         assert_eq!(other.lease.backend().address.as_str(), "c:1");
         change(&pool, &config(&[("c:1", 1)], SETTINGS));
-        let gone = chosen(pool.choose(&key, Some(&a), &[], false)).expect("one is left");
+        let gone = chosen(pool.choose(&key, Some(&a), &[], Turn::New)).expect("one is left");
         assert_eq!(gone.lease.backend().address.as_str(), "c:1");
     }
 
@@ -790,7 +825,7 @@ mod tests {
     fn results_from_before_a_change_of_how_to_connect_are_ignored() {
         let pool = pool(&config(&[("a:1", 1)], SETTINGS));
         let key = Key { client: Some(std::net::Ipv4Addr::LOCALHOST.into()) };
-        let choose = || chosen(pool.choose(&key, None, &[], false)).expect("one is there");
+        let choose = || chosen(pool.choose(&key, None, &[], Turn::New)).expect("one is there");
         let transport = Arc::clone(&pool.plan().transport);
         let other = config(&[("a:1", 1)], &format!("proxy_protocol = \"v1\"\n{SETTINGS}"));
         let draft = draft(&other, Some(&pool.plan()));
@@ -812,23 +847,20 @@ mod tests {
         };
         let pool = pool(&limited(0));
         let key = Key { client: Some(std::net::Ipv4Addr::LOCALHOST.into()) };
-        let choose = |was_notified| pool.choose(&key, None, &[], was_notified);
-        let mut leases: Vec<_> = (0..4).map(|_| chosen(choose(false)).expect("room")).collect();
+        let choose = |turn| pool.choose(&key, None, &[], turn);
+        let mut leases: Vec<_> = (0..4).map(|_| chosen(choose(Turn::New)).expect("room")).collect();
         for max in [3, 2] {
             change(&pool, &limited(max));
             while leases.len() > max as usize {
-                assert!(matches!(choose(true), Pick::Queue(_)), "{} are in use", leases.len());
+                assert!(matches!(choose(Turn::Kept), Pick::Queue(_)), "{} are in use", leases.len());
                 leases.pop();
             }
-            let Pick::Queue(full) = choose(false) else { panic!("{max} are in use already") };
-            let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
-            let mut waiting = Box::pin(full.queue.wait(full.seen));
-            assert!(waiting.as_mut().poll(&mut cx).is_pending());
+            let Pick::Queue(full) = choose(Turn::New) else { panic!("{max} are in use already") };
+            assert!(!is_called(&full.place));
             leases.pop();
-            assert!(waiting.as_mut().poll(&mut cx).is_ready(), "it is called");
-            drop(waiting);
-            leases.push(chosen(choose(true)).expect("room for one"));
-            assert!(matches!(choose(true), Pick::Queue(_)));
+            assert!(is_called(&full.place));
+            leases.push(chosen(choose(Turn::Called(full.place))).expect("room for one"));
+            assert!(matches!(choose(Turn::Kept), Pick::Queue(_)));
         }
         leases.clear();
         assert_eq!(backend(&pool, 0).connections_in_use(), 0);
@@ -843,7 +875,7 @@ mod tests {
         }
         let pool = pool(&config);
         let key = Key { client: Some(std::net::Ipv4Addr::LOCALHOST.into()) };
-        let choose = || pool.choose(&key, None, &[], false);
+        let choose = || pool.choose(&key, None, &[], Turn::New);
         let _leases = [chosen(choose()).expect("room"), chosen(choose()).expect("room")];
         for index in 0..2 {
             assert!(eject(&pool, &backend(&pool, index), Instant::now()).is_some());
@@ -859,7 +891,7 @@ mod tests {
         let pool = pool(&config);
         let key = Key { client: Some(std::net::Ipv4Addr::LOCALHOST.into()) };
         assert!(eject(&pool, &backend(&pool, 1), Instant::now()).is_some());
-        let choose = || pool.choose(&key, None, &[], false);
+        let choose = || pool.choose(&key, None, &[], Turn::New);
         let only = chosen(choose()).expect("room");
         assert_eq!(only.lease.backend().address.as_str(), "a:1");
         assert!(matches!(choose(), Pick::Queue(_)));

@@ -1,6 +1,7 @@
 use std::cell::Cell;
 
 use super::*;
+use crate::backend::queue::Turn;
 use crate::balance::Key;
 use crate::config::route::PathPrefix;
 use crate::pool::{Pick, Pool};
@@ -171,7 +172,7 @@ fn rename(control: &Control, from: &'static str, to: &'static str) {
 fn a_pool_that_comes_back_before_its_exchanges_have_ended_is_the_same_and_learns_anew() {
     let control = control();
     let app = pool(&control);
-    let Pick::Use(choice) = app.choose(&Key { client: None }, None, &[], false) else { panic!("it has backends") };
+    let Pick::Use(choice) = app.choose(&Key { client: None }, None, &[], Turn::New) else { panic!("it has backends") };
     let has_series = || {
         String::from_utf8(control.metrics.scrape(|_| {}))
             .expect("text")

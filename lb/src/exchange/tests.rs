@@ -141,27 +141,61 @@ fn a_stale_connection_keeps_the_queued_turn() {
     let Step::Open(info) = first.tell(Event::Begun) else { panic!("no attempt") };
     let Step::Queue(full) = second.tell(Event::Begun) else { panic!("two at once") };
     let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
-    let mut waiting = Box::pin(full.queue.wait(full.seen));
-    assert!(waiting.as_mut().poll(&mut cx).is_pending());
+    let mut is_called = |place: &Place| std::pin::pin!(place.called()).poll(&mut cx).is_ready();
+    let mut place = full.place;
+    assert!(!is_called(&place));
     let step = first.fails(Failure::StaleConnection);
     assert!(matches!(&step, Step::Open(again) if Arc::ptr_eq(again, &info)), "{step:?}");
     assert_eq!((first.in_flight(), first.outcome().attempts), (1, 2));
-    assert!(waiting.as_mut().poll(&mut cx).is_pending(), "nobody else has the turn");
+    assert!(!is_called(&place), "nobody else has the turn");
     // After a change of the plan a backend is chosen anew, before the exchanges that wait.
     let mut config = snapshot.config.clone();
     config.pools[0].settings.retries += 1;
     let secret = Secret::new("secret").expect("not empty");
     let _after = Snapshot::new(config, Some(&snapshot), &Rings::default(), &Metrics::new(), &secret);
-    assert!(waiting.as_mut().poll(&mut cx).is_ready(), "there may be room for more");
-    drop(waiting);
-    let mut waiting = Box::pin(full.queue.wait(full.queue.freed()));
-    assert!(waiting.as_mut().poll(&mut cx).is_pending());
+    assert!(is_called(&place), "there may be room for more");
+    let Step::Queue(full) = second.tell(Event::CapacityFreed(place)) else { panic!("two at once") };
+    place = full.place;
+    assert!(!is_called(&place));
     assert!(matches!(first.fails(Failure::StaleConnection), Step::Open(_)));
     assert!(matches!(first.tell(answer(200)), Step::Pass));
     assert!(matches!(first.tell(Event::Sent), Step::End));
-    assert!(waiting.as_mut().poll(&mut cx).is_ready());
-    drop(waiting);
-    assert!(matches!(second.tell(Event::CapacityFreed), Step::Open(_)));
+    assert!(is_called(&place));
+    assert!(matches!(second.tell(Event::CapacityFreed(place)), Step::Open(_)));
+}
+
+// It was refused at once, although the queue would have served it in time.
+#[test]
+fn a_retry_waits_for_a_backend_that_is_full() {
+    for (settings, waits) in [
+        ("", Some(Duration::from_secs(2))),
+        ("retry_timeout = \"500ms\"\n", Some(Duration::from_millis(400))),
+        ("retry_timeout = \"100ms\"\n", None),
+        ("queue_timeout = \"0s\"\n", None),
+    ] {
+        let snapshot = snapshot("\"127.0.0.1:1\", { address = \"127.0.0.1:2\", max_connections = 1 }", settings);
+        let begin = || Exchange::begin(start(found(&snapshot), info()), std::iter::empty());
+        let [mut one, mut other] = [begin(), begin()];
+        let steps = [one.tell(Event::Begun), other.tell(Event::Begun)];
+        let [Step::Open(first), Step::Open(second)] = &steps else { panic!("no attempts: {steps:?}") };
+        let (mut retried, mut holder) = match first.backend.address.as_str() {
+            "127.0.0.1:1" => (one, other),
+            _ => (other, one),
+        };
+        assert!(!Arc::ptr_eq(first, second));
+        let failed = Event::Failed { failed: Failure::ConnectRefused.into(), has_body: true };
+        let at = Moment { now: Instant::now() + Duration::from_millis(100), client_waited: Duration::ZERO };
+        let step = retried.step(failed, at);
+        let Some(limit) = waits else {
+            assert!(matches!(step, Step::Refuse(Refusal::Failed(Failure::ConnectRefused))), "{settings}: {step:?}");
+            continue;
+        };
+        let Step::Queue(full) = step else { panic!("{settings}: {step:?}") };
+        assert!(full.timeout <= limit && full.timeout > limit - Duration::from_millis(100), "{:?}", full.timeout);
+        assert!(matches!(holder.tell(answer(200)), Step::Pass));
+        assert!(matches!(holder.tell(Event::Sent), Step::End));
+        assert!(matches!(retried.tell(Event::CapacityFreed(full.place)), Step::Open(_)));
+    }
 }
 
 // A backend that crashed over a request was never blamed, and was asked again without limit.

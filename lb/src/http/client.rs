@@ -31,6 +31,7 @@ use super::upstream::{Disposition, Upstream};
 use super::{Engine, configured_reply, h2, kill};
 use crate::access_log::{AccessLog, Record, Served};
 use crate::backend::Endpoint;
+use crate::backend::queue::Place;
 use crate::clock::{self, timeout};
 use crate::config::ListenerSettings;
 use crate::config::transport::ProxyProtocol;
@@ -625,8 +626,8 @@ impl ExchangeDriver<'_, '_> {
                 Step::BufferBody => Ok(()),
                 Step::Open(endpoint) => self.open(endpoint, timer).await,
                 Step::Queue(full) => match self.queue(full, timer).await {
-                    Ok(()) => {
-                        event = Event::CapacityFreed;
+                    Ok(place) => {
+                        event = Event::CapacityFreed(place);
                         continue;
                     }
                     Err(failed) => Err(failed),
@@ -717,12 +718,12 @@ impl ExchangeDriver<'_, '_> {
     #[cold]
     async fn queue(
         &mut self,
-        QueueTicket { queue, seen, timeout }: QueueTicket,
+        QueueTicket { place, timeout }: QueueTicket,
         timer: &mut Timer,
-    ) -> Result<(), AttemptError> {
+    ) -> Result<Box<Place>, AttemptError> {
         let called = Box::pin(async {
-            queue.wait(seen).await;
-            Ok(())
+            place.called().await;
+            Ok(place)
         });
         let limit = (timeout, Failure::QueueTimeout);
         let called = self.transfer.wait_for(called, || false, self.now, limit, timer).await;

@@ -254,9 +254,9 @@ impl RequestState {
                     self.failed(session, Failure::Unresolved.into());
                 }
                 Next::Open(endpoint) => return Some(endpoint),
-                Next::Queue(QueueTicket { queue, seen, timeout }) => {
-                    let event = match tokio::time::timeout(timeout, queue.wait(seen)).await {
-                        Ok(()) => Event::CapacityFreed,
+                Next::Queue(QueueTicket { place, timeout }) => {
+                    let event = match tokio::time::timeout(timeout, place.called()).await {
+                        Ok(()) => Event::CapacityFreed(place),
                         Err(_) => {
                             Event::Failed { failed: Failure::QueueTimeout.into(), has_body: self.has_body(session) }
                         }

@@ -112,7 +112,7 @@ struct Writing {
     path: PathBuf,
     wanted: Arc<Wanted>,
     written: watch::Receiver<Written>,
-    /// `None` once the thread is started, or if the file must not be overwritten.
+    /// `None` once the thread is started, or the file turns out to be one that must not be overwritten.
     waiting: Mutex<Option<Waiting>>,
 }
 
@@ -170,21 +170,23 @@ struct Document {
 }
 
 impl StateFile {
-    /// Opens the file and reads it. A corrupt file is set aside under another name and does not prevent the start. A
-    /// file that cannot be read, or set aside, is not overwritten. Without a path nothing is persisted. Nothing is
-    /// written before [`Self::own`].
+    /// Reads the file. One that is corrupt or cannot be read does not prevent the start. Without a path nothing is
+    /// persisted. Nothing is changed before [`Self::own`], since the file may belong to another process.
     pub(crate) fn open(path: Option<PathBuf>) -> (Self, Edits) {
         let Some(path) = path else { return (Self { secret: random_secret(), writing: None }, Edits::default()) };
-        let found = read_or_set_aside(&path);
-        let may_write = found.is_ok();
-        let (secret, edits) = found.ok().flatten().unwrap_or_else(|| (random_secret(), Edits::default()));
-        let writing = Writing::new(path, may_write, &edits);
+        let (secret, edits) = match read(&path) {
+            Found::State(secret, edits) => (secret, edits),
+            Found::Corrupt { secret, .. } => (secret.unwrap_or_else(random_secret), Edits::default()),
+            Found::Nothing | Found::Unreadable(_) => (random_secret(), Edits::default()),
+        };
+        let writing = Writing::new(path, &edits);
         (Self { secret, writing: Some(writing) }, edits)
     }
 
     /// Begins to write what is requested, in a thread that ends when the file is released or closed: this process owns
-    /// the file. Returns the changes in it if its former owner has changed them since it was opened. Has no effect
-    /// after the first success.
+    /// the file. Returns the changes in it if its former owner has changed them since it was opened. A corrupt file is
+    /// set aside under another name; one that cannot be read, or set aside, is not overwritten. Has no effect after the
+    /// first success.
     pub(crate) fn own(&self) -> Result<Option<Edits>, OwnedElsewhere> {
         let Some(writing) = &self.writing else { return Ok(None) };
         let mut waiting = writing.waiting.lock().unwrap_or_else(PoisonError::into_inner);
@@ -192,11 +194,10 @@ impl StateFile {
             return Ok(None);
         }
         let lock = lock(&writing.path)?;
-        let Some(Waiting { written, read }) = waiting.take() else { return Ok(None) };
-        // What is wrong with the file was reported when it was opened.
-        let now = fs::read(&writing.path).ok().and_then(|bytes| parse(&bytes).ok());
+        let Some(Waiting { written, read: before }) = waiting.take() else { return Ok(None) };
+        let Ok(now) = read_or_set_aside(&writing.path) else { return Ok(None) };
         writing.start(self.secret.clone(), written, lock);
-        Ok(now.map(|(_, edits)| edits).filter(|edits| *edits != read))
+        Ok(now.filter(|edits| *edits != before))
     }
 
     /// Leaves the file to another process: later changes are not written. Waits for those requested so far, for at most
@@ -248,10 +249,10 @@ impl Drop for StateFile {
 }
 
 impl Writing {
-    fn new(path: PathBuf, may_write: bool, read: &Edits) -> Self {
+    fn new(path: PathBuf, read: &Edits) -> Self {
         let (sender, written) = watch::channel(Written { number: 0, is_saved: true });
-        let waiting = may_write.then(|| Waiting { written: sender, read: read.clone() });
-        Self { path, wanted: Arc::default(), written, waiting: Mutex::new(waiting) }
+        let waiting = Waiting { written: sender, read: read.clone() };
+        Self { path, wanted: Arc::default(), written, waiting: Mutex::new(Some(waiting)) }
     }
 
     /// Starts the thread that writes. It ends when the file is closed, and holds `lock` until then.
@@ -355,17 +356,39 @@ fn free_name(path: &Path) -> PathBuf {
         .expect("a folder has no end of names")
 }
 
+/// What is at the path of the state file.
+enum Found {
+    Nothing,
+    State(Secret, Edits),
+    Corrupt {
+        problem: String,
+        /// It may be known even if the rest is not understood.
+        secret: Option<Secret>,
+    },
+    Unreadable(io::Error),
+}
+
+fn read(path: &Path) -> Found {
+    match fs::read(path) {
+        Ok(bytes) => match parse(&bytes) {
+            Ok((secret, edits)) => Found::State(secret, edits),
+            Err(problem) => Found::Corrupt { problem, secret: secret_of(&bytes) },
+        },
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Found::Nothing,
+        Err(e) => Found::Unreadable(e),
+    }
+}
+
 /// The file exists but cannot be read, or not set aside. Its content must not be lost.
 struct Unreadable;
 
-fn read_or_set_aside(path: &Path) -> Result<Option<(Secret, Edits)>, Unreadable> {
-    let (problem, secret) = match fs::read(path) {
-        Ok(bytes) => match parse(&bytes) {
-            Ok(state) => return Ok(Some(state)),
-            Err(problem) => (problem, secret_of(&bytes)),
-        },
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(e) => {
+/// The changes in the file, which belongs to this process.
+fn read_or_set_aside(path: &Path) -> Result<Option<Edits>, Unreadable> {
+    let (problem, secret) = match read(path) {
+        Found::State(_, edits) => return Ok(Some(edits)),
+        Found::Nothing => return Ok(None),
+        Found::Corrupt { problem, secret } => (problem, secret),
+        Found::Unreadable(e) => {
             tracing::warn!(
                 "the state file {} cannot be read: {e}; starting without it, and changes made at run time end with \
                  this process, so that nothing in it is lost: make it readable, or move it away, and start again",
@@ -389,7 +412,7 @@ fn read_or_set_aside(path: &Path) -> Result<Option<(Secret, Edits)>, Unreadable>
         aside.display(),
         if secret.is_some() { "the changes in it; sticky cookies stay valid" } else { "it" },
     );
-    Ok(secret.map(|secret| (secret, Edits::default())))
+    Ok(None)
 }
 
 /// The secret of a file that is otherwise not understood, such as one of a later version.
@@ -519,6 +542,13 @@ mod tests {
         let (next, none) = StateFile::open(Some(path.clone()));
         next.keep(none);
         assert_eq!(next.own(), Err(OwnedElsewhere { path: path.clone() }));
+        // A start that was refused renamed the file of the process that runs.
+        let kept = fs::read(&path).expect("written");
+        fs::write(&path, "{").expect("writable");
+        let (refused, _) = StateFile::open(Some(path.clone()));
+        assert_eq!(refused.own(), Err(OwnedElsewhere { path: path.clone() }));
+        assert_eq!(fs::read(&path).expect("still there"), b"{");
+        fs::write(&path, kept).expect("writable");
         let edits = Edits::between(&file(), &changed());
         former.keep(edits.clone());
         assert_eq!(former.release(LIMIT).await, Persistence::Saved);
@@ -544,16 +574,22 @@ mod tests {
         assert!(fs::symlink_metadata(&path).expect("still there").is_symlink());
     }
 
-    #[test]
-    fn a_corrupt_file_is_set_aside() {
+    #[tokio::test]
+    async fn a_corrupt_file_is_set_aside() {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let path = folder.path().join("evenkeel.state.json");
         for bytes in [&b"{"[..], b"", b"\xff\xfe", br#"{"format":9,"sticky_secret":"YQ==","pools":{}}"#] {
             fs::write(&path, bytes).expect("writable");
-            assert_eq!(StateFile::open(Some(path.clone())).1, Edits::default());
+            let (state, none) = StateFile::open(Some(path.clone()));
+            assert_eq!(none, Edits::default());
+            assert!(path.exists(), "it may belong to another process");
+            own(&state);
+            // Nothing is written, and the next one owns it.
+            state.release(LIMIT).await;
             assert!(!path.exists() && folder.path().join("evenkeel.state.json.corrupt").exists());
         }
-        let aside = fs::read_dir(folder.path()).expect("readable").count();
+        let names = fs::read_dir(folder.path()).expect("readable").map(|entry| entry.expect("readable").file_name());
+        let aside = names.filter(|name| name.to_string_lossy().contains(".corrupt")).count();
         assert_eq!(aside, 4, "none took the place of another");
     }
 
@@ -584,7 +620,7 @@ mod tests {
         let folder = tempfile::tempdir().expect("a temporary folder");
         for name in ["state.one", "state.two"] {
             fs::write(folder.path().join(name), name).expect("writable");
-            StateFile::open(Some(folder.path().join(name)));
+            own(&StateFile::open(Some(folder.path().join(name))).0);
         }
         for name in ["state.one", "state.two"] {
             let aside = folder.path().join(format!("{name}.corrupt"));

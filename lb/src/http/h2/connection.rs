@@ -33,8 +33,8 @@ const MAX_QUEUED_BYTES: usize = 64 * 1024;
 /// Nothing more is read while so many bytes of control frames that the client has caused are still to be written:
 /// acknowledgements of PING and SETTINGS (CVE-2019-9512, -9515), RST_STREAM and WINDOW_UPDATE.
 const MAX_CONTROL_BYTES: usize = 16 * 1024;
-/// Maximum of CONTINUATION frames of one block (CVE-2024-27316).
-const MAX_CONTINUATIONS: u32 = 32;
+/// Maximum of CONTINUATION frames of one block, beside those that a block of the maximum size fills (CVE-2024-27316).
+const MAX_CONTINUATIONS: usize = 32;
 
 /// A byte, in the units in which a stream's share of what is sent is counted.
 const SHARE_UNITS: u64 = 1 << 16;
@@ -189,7 +189,7 @@ struct Block {
     bytes: Vec<u8>,
     is_end: bool,
     depends_on_itself: bool,
-    continuations: u32,
+    continuations: usize,
 }
 
 #[derive(Debug)]
@@ -624,7 +624,8 @@ impl Connection {
         block.continuations += 1;
         // Larger than what is answered 431, so that such a head can be read to its end.
         let max_bytes = (2 * self.list_bytes).max(MAX_PAYLOAD);
-        if block.continuations > MAX_CONTINUATIONS || block.bytes.len() + more.len() > max_bytes {
+        let max_continuations = MAX_CONTINUATIONS + max_bytes / MAX_PAYLOAD;
+        if block.continuations > max_continuations || block.bytes.len() + more.len() > max_bytes {
             return Err(FrameError::Connection(Code::EnhanceYourCalm, "fields without end"));
         }
         block.bytes.extend_from_slice(more);

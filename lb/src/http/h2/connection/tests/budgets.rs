@@ -281,8 +281,14 @@ fn no_more_frames_are_taken_at_once_than_asked_for() {
 fn endless_fields_end_the_connection() {
     let mut client = Client::new();
     client.send(&head(1, 1));
-    (0..=MAX_CONTINUATIONS).for_each(|_| client.send(&frame(9, 0, 1, b"")));
+    (0..=MAX_CONTINUATIONS + 1).for_each(|_| client.send(&frame(9, 0, 1, b"")));
     assert_eq!(client.error(), Some(Code::EnhanceYourCalm));
+    // With a high limit on heads it was the number of frames that ended the connection.
+    let mut client = Client::new();
+    client.connection.limit_fields(2 << 20);
+    client.send(&head(1, 1));
+    (0..2 * MAX_CONTINUATIONS).for_each(|_| client.send(&frame(9, 0, 1, &[0; MAX_PAYLOAD])));
+    assert_eq!(client.error(), None);
     let mut client = Client::new();
     client.send(&head(1, 1));
     (0..2).for_each(|_| client.send(&frame(9, 0, 1, &[0; 10_000])));

@@ -122,7 +122,7 @@ fn backends_can_be_addresses_or_tables() {
 #[test]
 fn values_are_converted_to_their_types() {
     let server =
-        "threads = 3\ntrusted_proxies = [\"10.1.2.3/8\", \"192.0.2.7\", \"fd00::/8\"]\nshutdown_delay = \"1500ms\"";
+        "threads = 3\ntrusted_proxies = [\"10.0.0.0/8\", \"192.0.2.7\", \"fd00::/8\"]\nshutdown_delay = \"1500ms\"";
     let server = config(&minimal_with("server", server)).server;
     assert_eq!(server.threads, 3);
     assert_eq!(server.shutdown_delay, Duration::from_millis(1500));
@@ -191,6 +191,11 @@ fn wrong_values_are_reported_with_position_and_fix() {
         ("pool.ejection", "statuses = §503", "pool.ejection.statuses is 503: write an array, such as [503]"),
         ("pool", "continue_timeout = §\"0s\"", "pool.continue_timeout is \"0s\": write a duration from 1ms to 24h"),
         ("server", "threads = §{}", "server.threads is a table: write a whole number from 0 to 1024"),
+        (
+            "server",
+            "trusted_proxies = [§\"10.0.0.1/8\"]",
+            "server.trusted_proxies is \"10.0.0.1/8\": write \"10.0.0.0/8\" for the network, or \"10.0.0.1\" for the address, or \"unix:\"",
+        ),
         (
             "server",
             "trusted_proxies = [\"10.0.0.0/8\", §\"10.0.0.0/33\"]",

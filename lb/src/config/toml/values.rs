@@ -104,8 +104,12 @@ pub(super) fn duration_in(text: &str, min: Duration, max: Duration) -> Read<Dura
 }
 
 fn with_unit(number: &str) -> String {
-    let likely = if number.len() <= 5 { number } else { "2" };
-    format!("a duration with its unit, such as \"{likely}s\"")
+    let likely = match number.len() {
+        ..=3 => format!("{number}s"),
+        4..=7 => format!("{number}ms"),
+        _ => "2s".to_owned(),
+    };
+    format!("a duration with its unit, such as \"{likely}\"")
 }
 
 /// A duration in the notation of the file.
@@ -190,7 +194,13 @@ pub(super) fn network(value: &DeValue<'_>) -> Read<IpNet> {
 pub(super) fn network_in(text: &str) -> Read<IpNet> {
     let network = text.parse::<IpNet>().ok().or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from));
     let network = network.ok_or("a network or an address, such as \"10.0.0.0/8\", \"fd00::/8\" or \"192.0.2.7\"")?;
-    Ok(network.trunc())
+    match network.trunc() {
+        // It may stand for the one address, or for the network around it.
+        whole if whole != network => {
+            Err(format!("\"{whole}\" for the network, or \"{}\" for the address", network.addr()))
+        }
+        whole => Ok(whole),
+    }
 }
 
 pub(super) fn backend_address(value: &DeValue<'_>) -> Read<BackendAddress> {

@@ -590,6 +590,9 @@ impl BackendArgument {
             }
             false => killed(Some(answer.killed), out)?,
         }
+        for warning in &answer.warnings {
+            writeln!(out, "warning: {}", printable(warning))?;
+        }
         Ok(())
     }
 

@@ -194,15 +194,17 @@ pub(super) async fn kill(
     if options.force || options.deadline.is_some() || options.if_match.is_some() {
         return Err(Problem::bad_request("a kill takes dry_run only"));
     }
-    let backend = find_backend(&admin, &pool, &address).ok_or_else(|| {
+    let (backend, state) = find_member(&admin, &pool, &address).ok_or_else(|| {
         Problem::new(StatusCode::NOT_FOUND, format!("no pool \"{pool}\" has a backend {address}: GET /admin/pools"))
     })?;
+    let warning = format!("{address} is active and gets new requests as before: drain it to keep them away");
+    let warnings: Vec<_> = Some(warning).filter(|_| state == AdminState::Active).into_iter().collect();
     let answer = if options.dry_run {
         let effect = format!("{address}: what is open now would be killed, {} in flight", backend.in_flight());
-        json!({ "killed": 0, "in_flight": backend.in_flight(), "dry_run": true, "effects": [effect] })
+        json!({ "killed": 0, "in_flight": backend.in_flight(), "dry_run": true, "effects": [effect], "warnings": warnings })
     } else {
         let killed = admin.control.kill(&pool, &backend, &options.author).await;
-        json!({ "killed": killed, "in_flight": backend.in_flight() })
+        json!({ "killed": killed, "in_flight": backend.in_flight(), "warnings": warnings })
     };
     Ok(Json(answer).into_response())
 }

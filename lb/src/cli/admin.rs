@@ -213,6 +213,7 @@ pub(super) struct Changed {
 pub(super) struct Killed {
     pub killed: usize,
     pub in_flight: usize,
+    pub warnings: Vec<String>,
 }
 
 #[derive(Debug, Deserialize)]

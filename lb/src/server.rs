@@ -150,7 +150,8 @@ pub async fn run(start: Start, mut sockets: Sockets, mut commands: Receiver<Comm
     let server = control.snapshot().config.server.clone();
     let finished = {
         let second_stop = pin!(until_second_stop(&mut commands, &control));
-        stop_gracefully(&server, &listeners, threads, &shutdown, second_stop).await
+        let in_flight = || in_flight(&control);
+        stop_gracefully(&server, &listeners, threads, &shutdown, in_flight, second_stop).await
     };
     match finished {
         Some(true) => tracing::info!("stopped: every exchange has finished"),
@@ -178,13 +179,21 @@ impl Drop for End {
     }
 }
 
-/// Returns whether every exchange has finished; `None`: a thread hangs. `second_stop`: resolves when the stop must be
-/// immediate.
+/// The number of exchanges that backends serve.
+fn in_flight(control: &Control) -> u32 {
+    let snapshot = control.snapshot();
+    let plans: Vec<_> = snapshot.all_pools().map(|pool| pool.plan()).collect();
+    plans.iter().flat_map(|plan| plan.backends()).map(|(member, _)| member.backend.in_flight()).sum()
+}
+
+/// Returns whether every exchange has finished; `None`: a thread hangs. `in_flight`: how many exchanges backends serve.
+/// `second_stop`: resolves when the stop must be immediate.
 async fn stop_gracefully(
     server: &ServerConfig,
     listeners: &Listeners,
     threads: Threads,
     shutdown: &Shutdown,
+    in_flight: impl Fn() -> u32,
     mut second_stop: Pin<&mut impl Future<Output = ()>>,
 ) -> Option<bool> {
     tracing::info!(delay_seconds = server.shutdown_delay.as_secs_f64(), "stopping: not ready from now on");
@@ -192,6 +201,12 @@ async fn stop_gracefully(
         tokio::time::sleep(server.shutdown_delay).await;
         listeners.remove_files();
         shutdown.stop(Instant::now() + server.shutdown_timeout);
+        let (in_flight, timeout_seconds) = (in_flight(), server.shutdown_timeout.as_secs_f64());
+        tracing::info!(
+            in_flight,
+            timeout_seconds,
+            "stopping: no more clients are accepted; exchanges that backends serve may finish until the timeout",
+        );
         pending::<()>().await
     });
     let mut stopped = tokio::task::spawn_blocking(move || threads.join());

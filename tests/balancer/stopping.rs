@@ -232,7 +232,7 @@ async fn sigint_and_sigquit_stop_gracefully() {
         let mut held = held(&balancer).await;
         eventually("the request arrived", async || a.heads() == 1).await;
         balancer.signal(signal);
-        balancer.logs(&["stopping: not ready from now on"]).await;
+        balancer.logs(&["stopping: not ready from now on", "in_flight=1 timeout_seconds="]).await;
         a.release();
         assert_eq!(held.reply().await.status, 200, "{signal}");
         let status = balancer.process().end().await;

@@ -91,7 +91,7 @@ struct View {
 struct BackendStates {
     /// Each backend of the plan, with its endpoints that take traffic.
     backends: Box<[Candidate]>,
-    /// Number of endpoints in any state.
+    /// Number of endpoints that would take traffic if they were healthy.
     endpoints: usize,
     /// Draining backends within the sticky grace.
     keeping: StickyGrace,
@@ -628,7 +628,11 @@ impl BackendStates {
             in_order.push(index);
         }
         let keeping = plan.keeping(&mut backends, now);
-        (Self { backends, endpoints: endpoints.len(), keeping, is_panicking }, in_order)
+        let is_active = |status: &&Status| {
+            matches!(status, Status::Healthy | Status::Unknown | Status::Unhealthy | Status::Ejected)
+        };
+        let endpoints = statuses.iter().filter(is_active).count();
+        (Self { backends, endpoints, keeping, is_panicking }, in_order)
     }
 }
 
@@ -799,6 +803,16 @@ mod tests {
         assert!(eject(&pool, &backend(&pool, 0), now).is_some());
         assert_eq!(eject(&pool, &a, now), None, "it is not in the pool");
         assert_eq!(pool.ejections.under_way(), 1);
+    }
+
+    // While a WebSocket kept a removed backend in the pool, the only other one was ejected.
+    #[test]
+    fn a_backend_that_leaves_does_not_count_for_max_percent() {
+        let mut config = config(&[("a:1", 1), ("b:1", 1)], SETTINGS);
+        let pool = pool(&config);
+        config.backends[0].state = AdminState::Removing;
+        change(&pool, &config);
+        assert_eq!(eject(&pool, &backend(&pool, 1), Instant::now()), None, "the last one");
     }
 
     #[test]

@@ -81,6 +81,8 @@ pub(crate) struct Exchange<W: Walk = DirectWalk> {
     first_attempt: Option<Moment>,
     /// When it began to wait for a backend below `max_connections`.
     queued_since: Option<Instant>,
+    /// That wait ends with the time for retries, and not with that for the queue.
+    is_retry_ending: bool,
     /// Its turn at the next choice.
     turn: Turn,
     outcome: Outcome,
@@ -297,7 +299,7 @@ impl Exchange {
         self.last_failure = None;
         self.first_attempt = None;
         // It waits in the queue of another pool.
-        self.queued_since = None;
+        (self.queued_since, self.is_retry_ending) = (None, false);
         self.turn = Turn::New;
         // Nothing has been sent.
         self.outcome.status = 0;
@@ -370,6 +372,7 @@ impl<W: Walk> Exchange<W> {
             started: request.now,
             first_attempt: None,
             queued_since: None,
+            is_retry_ending: false,
             turn: Turn::New,
             outcome: Outcome::default(),
             trace: Trace::new(request.now),
@@ -575,6 +578,7 @@ impl<W: Walk> Exchange<W> {
         let endpoint = Arc::clone(lease.endpoint());
         self.former.extend(self.outcome.endpoint.replace(Arc::clone(&endpoint)));
         self.outcome.attempts += 1;
+        (self.queued_since, self.is_retry_ending) = (None, false);
         self.outcome.is_sticky = self.wants(&endpoint.backend);
         (self.outcome.backend_status, self.outcome.response_time) = (None, None);
         self.first_attempt.get_or_insert(at);
@@ -593,8 +597,9 @@ impl<W: Walk> Exchange<W> {
         let since = *self.queued_since.get_or_insert(at.now);
         let mut timeout = full.timeout.saturating_sub(at.now.saturating_duration_since(since));
         if let (false, Some(first), Some(plan)) = (self.tried.is_empty(), self.first_attempt, self.plan()) {
-            let retry_timeout = limits(&self.site, self.route, plan).retry_timeout;
-            timeout = timeout.min(retry_timeout.saturating_sub(at.since(first)));
+            let left = limits(&self.site, self.route, plan).retry_timeout.saturating_sub(at.since(first));
+            self.is_retry_ending = left < timeout;
+            timeout = timeout.min(left);
             if let (true, Some(failure)) = (timeout.is_zero(), self.last_failure) {
                 return self.refuse(failure, at);
             }
@@ -632,6 +637,10 @@ impl<W: Walk> Exchange<W> {
             }
         }
         let failure = failed.failure;
+        // The wait of a retry ended by `retry_timeout`.
+        if let (Failure::QueueTimeout, true, Some(last)) = (failure, self.is_retry_ending, self.last_failure) {
+            return self.refuse(last, at);
+        }
         self.trace.push(TraceEventKind::Failed(failure), at.now);
         if matches!(self.stage, Stage::Refusing | Stage::Over) {
             // The refusal states the reason.

@@ -164,6 +164,25 @@ fn a_stale_connection_keeps_the_queued_turn() {
     assert!(matches!(second.tell(Event::CapacityFreed(place)), Step::Open(_)));
 }
 
+/// An exchange whose first backend has failed after 100 ms, while another exchange holds the only connection of the
+/// second, and what it does.
+fn retry_behind_a_full_backend(settings: &str) -> (Exchange, Exchange, Step, Moment) {
+    let snapshot = snapshot("\"127.0.0.1:1\", { address = \"127.0.0.1:2\", max_connections = 1 }", settings);
+    let begin = || Exchange::begin(start(found(&snapshot), info()), std::iter::empty());
+    let [mut one, mut other] = [begin(), begin()];
+    let steps = [one.tell(Event::Begun), other.tell(Event::Begun)];
+    let [Step::Open(first), Step::Open(second)] = &steps else { panic!("no attempts: {steps:?}") };
+    assert!(!Arc::ptr_eq(first, second));
+    let (mut retried, holder) = match first.backend.address.as_str() {
+        "127.0.0.1:1" => (one, other),
+        _ => (other, one),
+    };
+    let failed = Event::Failed { failed: Failure::ConnectRefused.into(), has_body: true };
+    let at = Moment { now: Instant::now() + Duration::from_millis(100), client_waited: Duration::ZERO };
+    let step = retried.step(failed, at);
+    (retried, holder, step, at)
+}
+
 // It was refused at once, although the queue would have served it in time.
 #[test]
 fn a_retry_waits_for_a_backend_that_is_full() {
@@ -173,19 +192,7 @@ fn a_retry_waits_for_a_backend_that_is_full() {
         ("retry_timeout = \"100ms\"\n", None),
         ("queue_timeout = \"0s\"\n", None),
     ] {
-        let snapshot = snapshot("\"127.0.0.1:1\", { address = \"127.0.0.1:2\", max_connections = 1 }", settings);
-        let begin = || Exchange::begin(start(found(&snapshot), info()), std::iter::empty());
-        let [mut one, mut other] = [begin(), begin()];
-        let steps = [one.tell(Event::Begun), other.tell(Event::Begun)];
-        let [Step::Open(first), Step::Open(second)] = &steps else { panic!("no attempts: {steps:?}") };
-        let (mut retried, mut holder) = match first.backend.address.as_str() {
-            "127.0.0.1:1" => (one, other),
-            _ => (other, one),
-        };
-        assert!(!Arc::ptr_eq(first, second));
-        let failed = Event::Failed { failed: Failure::ConnectRefused.into(), has_body: true };
-        let at = Moment { now: Instant::now() + Duration::from_millis(100), client_waited: Duration::ZERO };
-        let step = retried.step(failed, at);
+        let (mut retried, mut holder, step, _) = retry_behind_a_full_backend(settings);
         let Some(limit) = waits else {
             assert!(matches!(step, Step::Refuse(Refusal::Failed(Failure::ConnectRefused))), "{settings}: {step:?}");
             continue;
@@ -196,6 +203,56 @@ fn a_retry_waits_for_a_backend_that_is_full() {
         assert!(matches!(holder.tell(Event::Sent), Step::End));
         assert!(matches!(retried.tell(Event::CapacityFreed(full.place)), Step::Open(_)));
     }
+}
+
+/// Whether the trace has this time in the queue. Each event's time is cut to microseconds.
+fn has_waited(exchange: &Exchange, time: Duration) -> bool {
+    exchange.trace(None).queue_time().is_some_and(|waited| waited.abs_diff(time) < Duration::from_micros(5))
+}
+
+// It was answered 503 with queue_timeout as the reason.
+#[test]
+fn a_retry_whose_time_ends_in_the_queue_is_answered_with_its_failure() {
+    for (settings, failure) in
+        [("retry_timeout = \"500ms\"\n", Failure::ConnectRefused), ("retry_timeout = \"20s\"\n", Failure::QueueTimeout)]
+    {
+        let (mut retried, _holder, step, at) = retry_behind_a_full_backend(settings);
+        let Step::Queue(full) = step else { panic!("{settings}: {step:?}") };
+        let at = Moment { now: at.now + full.timeout, ..at };
+        let step = retried.step(Event::Failed { failed: Failure::QueueTimeout.into(), has_body: true }, at);
+        assert!(matches!(step, Step::Refuse(Refusal::Failed(refused)) if refused == failure), "{settings}: {step:?}");
+        assert_eq!(retried.outcome().failure, Some(failure));
+        assert!(has_waited(&retried, full.timeout));
+    }
+}
+
+// Its first wait counted for the second one, which the trace did not have.
+#[test]
+fn a_retry_may_wait_for_as_long_as_others() {
+    let snapshot = snapshot(
+        "{ address = \"127.0.0.1:1\", max_connections = 1 }, { address = \"127.0.0.1:2\", max_connections = 1 }",
+        "",
+    );
+    let begin = || Exchange::begin(start(found(&snapshot), info()), std::iter::empty());
+    let [mut first, mut second, mut waiting] = [begin(), begin(), begin()];
+    let opened = [first.tell(Event::Begun), second.tell(Event::Begun)];
+    assert!(matches!(opened, [Step::Open(_), Step::Open(_)]));
+    let mut at = Moment { now: Instant::now(), client_waited: Duration::ZERO };
+    let Step::Queue(full) = waiting.step(Event::Begun, at) else { panic!("two are in use") };
+    let limit = full.timeout;
+    assert!(matches!(first.tell(answer(200)), Step::Pass));
+    assert!(matches!(first.tell(Event::Sent), Step::End));
+    at.now += limit / 2;
+    assert!(matches!(waiting.step(Event::CapacityFreed(full.place), at), Step::Open(_)));
+    at.now += limit;
+    let failed = Event::Failed { failed: Failure::ConnectRefused.into(), has_body: true };
+    let Step::Queue(full) = waiting.step(failed, at) else { panic!("the other one is in use") };
+    assert_eq!(full.timeout, limit);
+    assert!(matches!(second.tell(answer(200)), Step::Pass));
+    assert!(matches!(second.tell(Event::Sent), Step::End));
+    at.now += limit / 2;
+    assert!(matches!(waiting.step(Event::CapacityFreed(full.place), at), Step::Open(_)));
+    assert!(has_waited(&waiting, limit));
 }
 
 // A backend that crashed over a request was never blamed, and was asked again without limit.

@@ -139,13 +139,16 @@ impl<'a> ShownTrace<'a> {
         duration > SLOW || self.trace.events().iter().any(is_remarkable)
     }
 
-    /// The time from the first wait in the queue of a pool until a backend was chosen or the exchange was refused.
+    /// Time in the queues of pools; `None` if it never waited there.
     pub(crate) fn queue_time(&self) -> Option<Duration> {
-        use TraceEventKind::{Opened, Queued, Refused};
-        let mut events = self.trace.events().iter();
-        let queued = events.find(|event| event.what == Queued)?;
-        let ended = events.find(|event| matches!(event.what, Opened | Refused(_)))?;
-        Some(ended.after() - queued.after())
+        let (mut total, mut queued) = (None, None);
+        for event in self.trace.events() {
+            if let Some(since) = queued.take() {
+                *total.get_or_insert(Duration::ZERO) += event.after().saturating_sub(since);
+            }
+            queued = (event.what == TraceEventKind::Queued).then(|| event.after());
+        }
+        total
     }
 
     fn events(&self) -> impl Iterator<Item = ShownEvent<'a>> {

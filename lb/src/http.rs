@@ -425,16 +425,11 @@ impl ThreadState {
         self.to_shed.store(0, Ordering::Release);
     }
 
-    /// Whether idle connections have to close.
-    fn is_shedding(&self) -> bool {
-        self.to_shed.load(Ordering::Relaxed) > 0
-    }
-
     /// Takes one of the sheddings that are due. True: the connection that asks, which has been idle for so long, has to
     /// close. `is_held`: the kernel holds bytes that its client has not taken. Such a client is not idle.
     fn sheds_one(&self, idle_for: Duration, is_held: impl FnOnce() -> bool) -> bool {
         let is_idle = idle_for.as_millis() >= u128::from(self.min_idle_ms.load(Ordering::Relaxed));
-        is_idle && self.is_shedding() && !is_held() && take_one(&self.to_shed)
+        is_idle && self.to_shed.load(Ordering::Relaxed) > 0 && !is_held() && take_one(&self.to_shed)
     }
 
     /// Whether the process stops: idle connections close at once, busy ones after their current exchange.

@@ -267,12 +267,17 @@ async fn first_bytes<'e>(
             Ok(IdleEvent::Request(buffers)) => return Ok(buffers),
             Ok(IdleEvent::Shedding) if engine.client_limit.is_full() => {
                 let idle_for = clock::now().saturating_duration_since(since);
-                if engine.thread.sheds_one(idle_for, || !idle.is_new && client.is_held()) {
+                let mut is_held = false;
+                let held = || {
+                    is_held = !idle.is_new && client.is_held();
+                    is_held
+                };
+                if engine.thread.sheds_one(idle_for, held) {
                     engine.control.metrics.client_connections_shed.inc();
                     return Err(IdleEnd::Over);
                 }
                 // One that takes nothing of its response does not keep its place for as long as an idle one may.
-                if !idle.is_new && drain.is_none() {
+                if is_held && drain.is_none() {
                     drain = Drain::begin(&engine.listener(), client.acknowledged()).map(Box::new);
                 }
             }

@@ -30,7 +30,7 @@ use tokio_util::io::poll_read_buf;
 use super::burst::wake_after_others;
 use super::client::serve_stream;
 use super::io::{Acknowledged, Io};
-use super::linger::{Drain, Drained, drain, is_held};
+use super::linger::{self, Drain, Drained, drain};
 use super::pace::{ConnectionTotal, Pace, RATE_GRACE};
 use super::stream::poll_discard;
 use super::timer::Timer;
@@ -435,15 +435,19 @@ impl<'a> Driver<'a> {
     /// does not keep its place for as long as an idle one may.
     fn is_shed(&mut self) -> bool {
         let engine = self.engine;
-        if !engine.client_limit.is_full() || !engine.thread.is_shedding() {
+        if !engine.client_limit.is_full() {
             return false;
         }
         let idle_for = clock::now().saturating_duration_since(self.phase_since);
-        let has_response = self.link.total.written() > 0;
-        let is_shed = engine.thread.sheds_one(idle_for, || has_response && is_held(self.acknowledged()));
+        let mut is_held = false;
+        let held = || {
+            is_held = self.link.total.written() > 0 && linger::is_held(self.acknowledged());
+            is_held
+        };
+        let is_shed = engine.thread.sheds_one(idle_for, held);
         if is_shed {
             engine.control.metrics.client_connections_shed.inc();
-        } else if has_response && self.drain.is_none() {
+        } else if is_held && self.drain.is_none() {
             self.drain = Drain::begin(&engine.listener(), self.acknowledged()).map(Box::new);
         }
         is_shed

@@ -210,6 +210,17 @@ pub enum ChangeError {
         /// The backend.
         address: BackendAddress,
     },
+    /// A backend that is being removed is to be drained or taken down.
+    #[error(
+        "backend {address} is being removed from pool \"{pool}\" already, and takes nothing new: DELETE it with \
+         ?deadline=… (`evenkeel backend remove --deadline …`) or kill it to end what is open; add it again to keep it"
+    )]
+    Removing {
+        /// The pool.
+        pool: PoolName,
+        /// The backend.
+        address: BackendAddress,
+    },
     /// There is no such change to undo.
     #[error("there is no change {id}; GET /admin/changes lists those of this process")]
     NoChange {
@@ -766,7 +777,12 @@ impl ChangeState {
                 }
             }
             ChangeRequest::ChangeBackend { pool, backend, weight, state } => {
-                let backend = find_backend(find_pool(config, pool)?, backend)?;
+                let pool = find_pool(config, pool)?;
+                let name = pool.name.clone();
+                let backend = find_backend(pool, backend)?;
+                if backend.state == AdminState::Removing && state.is_some_and(|state| state != AdminState::Active) {
+                    return Err(ChangeError::Removing { pool: name, address: backend.address.clone() });
+                }
                 backend.weight = weight.unwrap_or(backend.weight);
                 backend.state = state.unwrap_or(backend.state);
             }
@@ -849,25 +865,29 @@ fn without_removed(config: &Config) -> Config {
 /// sentence for each backend and each pool that was not being removed before.
 fn keep_removed(wanted: &mut Config, running: &Snapshot) -> Vec<String> {
     let mut sentences = Vec::new();
-    for (pool, config) in running.pools.iter().zip(&running.config.pools) {
-        let plan = pool.plan();
+    for (index, pool) in running.all_pools().enumerate() {
+        let (plan, is_leaving) = (pool.plan(), index >= running.pools.len());
         let Some(wanted) = wanted.pools.iter_mut().find(|wanted| wanted.name == pool.name) else {
-            if plan.in_flight() > 0 {
+            if plan.in_flight() > 0 && !is_leaving {
                 sentences.push(format!("pool {}: {}", pool.name, effects::finishing(plan.in_flight())));
             }
             continue;
         };
         let stay: HashSet<_> = wanted.backends.iter().map(|backend| &backend.address).collect();
         let mut removed = Vec::new();
-        for ((member, state), backend) in plan.backends().zip(&config.backends) {
-            let in_flight = member.backend.in_flight();
-            if in_flight == 0 || stay.contains(&backend.address) {
+        for (member, state) in plan.backends() {
+            let (address, in_flight) = (&member.backend.address, member.backend.in_flight());
+            if in_flight == 0 || stay.contains(address) {
                 continue;
             }
-            removed.push(BackendConfig { state: AdminState::Removing, ..backend.clone() });
-            if state != AdminState::Removing {
-                let finishing = effects::finishing(in_flight);
-                sentences.push(format!("pool {}: backend {}: {finishing}", pool.name, backend.address));
+            removed.push(BackendConfig {
+                address: address.clone(),
+                weight: member.weight,
+                state: AdminState::Removing,
+                max_connections: member.backend.max_connections(),
+            });
+            if state != AdminState::Removing && !is_leaving {
+                sentences.push(format!("pool {}: backend {address}: {}", pool.name, effects::finishing(in_flight)));
             }
         }
         wanted.backends.extend(removed);

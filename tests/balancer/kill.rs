@@ -350,6 +350,9 @@ async fn a_backend_that_a_reload_removes_stays_visible_until_its_exchanges_end()
     assert_eq!(balancer.change("GET", "/admin/pools", None).await["drift"], 0);
     assert_eq!(balancer.origins_of(4).await.concat(), stays.name().repeat(4));
     socket.echo("still open").await;
+    let drain = balancer.admin("PATCH", &backend_path(left), Some(json!({ "state": "draining" }))).await;
+    assert_eq!(drain.status, 409, "it was added again");
+    assert!(drain.text().contains("is being removed from pool \\\"app\\\" already"), "{}", drain.text());
 
     let output = cli(&balancer, &["kill", &address]).await;
     assert!(output.contains("1 exchange killed"), "{output}");
@@ -398,6 +401,14 @@ async fn a_pool_that_a_reload_removes_stays_visible_until_its_exchanges_end() {
         "nobody is told that it lacks backends"
     );
     assert_eq!(balancer.get("/").await.origin(), "b");
+    let kill = |dry_run: bool| format!("{}/kill?dry_run={dry_run}", backend_path(&a));
+    let would = balancer.change("POST", &kill(true), None).await;
+    assert_eq!(would["warnings"], json!([]), "nothing new comes");
+
+    // The pool that comes back with other backends keeps this one until its exchanges end.
+    balancer.configure(&Config::of([&b]));
+    balancer.change("POST", "/admin/reload", None).await;
+    assert_eq!((status().await, balancer.backend(&a).await["in_flight"].clone()), (json!("removing"), json!(1)));
 
     // The pool that comes back is the same one.
     balancer.configure(&Config::of([&a]));
@@ -427,5 +438,5 @@ async fn failures_of_a_removed_backend_are_logged_before_it_is_dropped() {
     }
     balancer.configure(&config(&[&b]));
     balancer.change("POST", "/admin/reload", None).await;
-    balancer.logs(&[&format!("more in 0 s pool=app backend={}", a.address()), "more=2"]).await;
+    balancer.logs(&[&format!("s pool=app backend={} failure=\"reset\" more=2", a.address())]).await;
 }

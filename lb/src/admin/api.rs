@@ -434,9 +434,11 @@ fn find_backend(admin: &Admin, pool: &str, address: &str) -> Option<Arc<Backend>
 /// A backend of a pool, and its settings.
 fn find_member(admin: &Admin, pool: &str, address: &str) -> Option<(Arc<Backend>, AdminState)> {
     let snapshot = admin.control.snapshot();
-    let plan = snapshot.all_pools().find(|p| p.name.as_str() == pool)?.plan();
+    let (index, pool) = snapshot.all_pools().enumerate().find(|(_, found)| found.name.as_str() == pool)?;
+    let plan = pool.plan();
     let (member, state) = plan.backends().find(|(member, _)| member.backend.address.as_str() == address)?;
-    Some((Arc::clone(&member.backend), state))
+    let is_leaving = index >= snapshot.pools.len();
+    Some((Arc::clone(&member.backend), if is_leaving { AdminState::Removing } else { state }))
 }
 
 /// Makes a change where blocking is allowed.
@@ -553,6 +555,7 @@ impl From<ChangeError> for Problem {
                 StatusCode::NOT_FOUND
             }
             ChangeError::Exists { .. }
+            | ChangeError::Removing { .. }
             | ChangeError::Reload { .. }
             | ChangeError::Superseded { .. }
             | ChangeError::NoActiveBackend { .. } => StatusCode::CONFLICT,

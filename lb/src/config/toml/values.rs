@@ -104,12 +104,12 @@ pub(super) fn duration_in(text: &str, min: Duration, max: Duration) -> Read<Dura
 }
 
 fn with_unit(number: &str) -> String {
-    let likely = match number.len() {
-        ..=3 => format!("{number}s"),
-        4..=7 => format!("{number}ms"),
-        _ => "2s".to_owned(),
-    };
-    format!("a duration with its unit, such as \"{likely}\"")
+    match number.len() {
+        ..=3 => format!("a duration with its unit, such as \"{number}s\""),
+        // nginx takes seconds, HAProxy milliseconds.
+        4..=7 => format!("a duration with its unit: \"{number}s\", as nginx takes it, or \"{number}ms\""),
+        _ => "a duration with its unit, such as \"2s\"".to_owned(),
+    }
 }
 
 /// A duration in the notation of the file.

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use tests::http2::{self, PREFACE, frame, frame_of, kind, literals};
 use tests::wire::narrow;
 use tests::{Balancer, Config, Origin, Pool, Port, Request, Step, evenkeel, eventually};
 use tokio::io::AsyncWriteExt;
@@ -254,4 +255,50 @@ async fn an_ejection_that_max_percent_prevents_is_logged() {
     })
     .await
     .expect("the further ones are counted");
+}
+
+// Such a request left no trace at all: neither a line of a log nor a count.
+#[tokio::test]
+async fn requests_that_break_a_rule_of_http_2_are_logged_and_counted() {
+    let a = Origin::start("a").await;
+    let balancer = Balancer::start(Config::of([&a]).listener(&http2::tls())).await;
+    let sound = [(":method", "GET"), (":scheme", "https"), (":path", "/"), (":authority", "x")];
+    let with = |name: &'static str, value: &'static str| {
+        let mut fields: Vec<_> = sound.into_iter().filter(|(other, _)| *other != name).collect();
+        let at = if name.starts_with(':') { 0 } else { fields.len() };
+        fields.insert(at, (name, value));
+        fields
+    };
+    let cases = [
+        (with("connection", "close"), "Connection, Keep-Alive, Proxy-Connection, Transfer-Encoding or Upgrade"),
+        (with("te", "gzip"), "TE with another value than trailers"),
+        (with("X-Upper", "y"), "field name with a capital letter"),
+        (with("x y", "z"), "malformed field name"),
+        (with("x", "y\0"), "NUL, CR or LF in a field's value"),
+        (with("content-length", "5"), "less content than Content-Length says"),
+        (with(":unknown", "x"), "unknown pseudo-header field"),
+        ([&sound[..], &[(":path", "/")]].concat(), "pseudo-header field repeated"),
+        ([&sound[..], &[("x", "y"), (":path", "/")]].concat(), "pseudo-header field behind other fields"),
+        (with(":path", "x y"), "blank or control character in a pseudo-header field"),
+        (with(":path", "http://x/"), ":path that does not begin with a slash"),
+        (sound[1..].to_vec(), ":method missing"),
+        (sound[..2].to_vec(), ":path missing"),
+        (with(":scheme", "1:"), "malformed :scheme"),
+        (with(":method", "CONNECT"), "CONNECT with :scheme or :path, without :protocol"),
+    ];
+    let mut client = http2::connect(balancer.address()).await;
+    http2::write(&mut client, PREFACE).await;
+    for (stream, (fields, why)) in (1..).step_by(2).zip(&cases) {
+        // The second one of its kind is only counted.
+        for stream in [2 * stream - 1, 2 * stream + 1] {
+            http2::write(&mut client, &frame(kind::HEADERS, 5, stream, &literals(fields))).await;
+            assert_eq!(frame_of(&mut client, kind::RST_STREAM).await.stream, stream, "{why}");
+        }
+        balancer.logs(&["WARN", why, "an HTTP/2 stream is reset", "client=\"127.0.0.1\"", "listener="]).await;
+    }
+    let malformed = [("kind", "malformed")];
+    let count = 2.0 * cases.len() as f64;
+    assert_eq!(balancer.metrics().await.sum("evenkeel_client_failures_total", &malformed), count);
+    balancer.logs(&["… and 1 more requests in ", "malformed field name"]).await;
+    assert_eq!(a.heads(), 0);
 }

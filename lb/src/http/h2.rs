@@ -37,7 +37,8 @@ use super::timer::Timer;
 use super::{CountGuard, Engine};
 use crate::clock::{self, timeout};
 use crate::exchange::headers::Peer;
-use connection::{Connection, Unfinished};
+use crate::failure::Failure;
+use connection::{Connection, Fault, Unfinished};
 use frame::{Code, PREFACE};
 use stream::{Http2Stream, Link};
 
@@ -300,11 +301,29 @@ impl<'a> Driver<'a> {
                 buffers::give_back(std::mem::replace(&mut self.incoming, begun));
             }
         }
-        if connection.error().is_some() {
-            drop(connection);
+        let (faults, has_failed) = (connection.take_faults(), connection.error().is_some());
+        drop(connection);
+        faults.into_iter().for_each(|fault| self.note(fault));
+        if has_failed {
             return Err(self.error(None));
         }
         Ok(has_read)
+    }
+
+    /// Counts and logs a stream that was reset, as requests that are refused by their client's fault are. One that is
+    /// being served counts as such, if it fails.
+    #[cold]
+    fn note(&self, Fault { why, is_unserved }: Fault) {
+        let (control, client, name) = (&self.engine.control, self.peer.as_str(), self.engine.name.load());
+        let (listener, failure) = (name.as_str(), Failure::RequestMalformed.word());
+        if is_unserved {
+            control.metrics.client_failed(failure);
+        }
+        if control.client_failures.note(why, clock::now()) {
+            tracing::warn!(listener, client, failure, "an HTTP/2 stream is reset for an error of its client: {why}");
+        } else {
+            tracing::debug!(listener, client, failure, "an HTTP/2 stream is reset for an error of its client: {why}");
+        }
     }
 
     /// The client has to go for an error of its own. `reason`: the word for it, unless that of its code says it.

@@ -36,6 +36,10 @@ const MAX_CONTROL_BYTES: usize = 16 * 1024;
 /// Maximum of CONTINUATION frames of one block, beside those that a block of the maximum size fills (CVE-2024-27316).
 const MAX_CONTINUATIONS: usize = 32;
 
+/// What is wrong with a stream that depends on itself, and with trailers behind which content may follow.
+const OF_ITSELF: &str = "a stream that depends on itself";
+const NOT_LAST: &str = "trailers without END_STREAM";
+
 /// A byte, in the units in which a stream's share of what is sent is counted.
 const SHARE_UNITS: u64 = 1 << 16;
 
@@ -52,6 +56,14 @@ pub enum Received {
     /// This many bytes can be taken.
     Bytes(usize),
     End,
+}
+
+/// An error of the client for which a stream was reset.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Fault {
+    pub why: &'static str,
+    /// No task serves, or has served, the stream: nobody else counts its request as failed.
+    pub is_unserved: bool,
 }
 
 /// A frame, or a block of fields, of which only a part has come.
@@ -139,6 +151,9 @@ pub struct Connection {
     is_client_leaving: bool,
     /// The client's error that ends the connection, and what it is told about it.
     error: Option<(Code, &'static str)>,
+    /// Streams that were reset because of errors of the client, and have not been [taken](Self::take_faults). The
+    /// limit on lost streams bounds them.
+    faults: Vec<Fault>,
     /// The connection has ended for the streams; nothing more is received.
     is_closed: bool,
     /// The task that moves the socket's bytes, and whether it has been woken since its last [`Self::register_driver`].
@@ -329,6 +344,7 @@ impl Connection {
             leaving: Leaving::No,
             is_client_leaving: false,
             error: None,
+            faults: Vec::new(),
             is_closed: false,
             driver: None,
             is_driver_woken: false,
@@ -375,7 +391,7 @@ impl Connection {
             match outcome {
                 Ok(()) => {}
                 Err(FrameError::Connection(code, why)) => self.fail(code, why),
-                Err(FrameError::Stream(id, code)) => self.fail_stream(id, code),
+                Err(FrameError::Stream(id, code, why)) => self.fail_stream(id, code, why),
             }
         }
         if self.error.is_some() || self.is_closed { bytes.len() } else { at }
@@ -456,6 +472,11 @@ impl Connection {
     /// The client's error that ends the connection, if there was one. Its GOAWAY is in [`Self::unsent`].
     pub fn error(&self) -> Option<(Code, &'static str)> {
         self.error
+    }
+
+    /// The streams that were reset because of errors of the client since the last call.
+    pub fn take_faults(&mut self) -> Vec<Fault> {
+        std::mem::take(&mut self.faults)
     }
 
     /// Whether either side has sent its last GOAWAY, and all streams have ended and been written.
@@ -585,7 +606,7 @@ impl Connection {
                 Ok(())
             }
             Frame::Continuation { id, block, is_last } => self.continuation(id, block, is_last),
-            Frame::Priority { id, depends_on_itself: true } => Err(FrameError::Stream(id, Code::Protocol)),
+            Frame::Priority { id, depends_on_itself: true } => Err(FrameError::Stream(id, Code::Protocol, OF_ITSELF)),
             Frame::Priority { .. } | Frame::Other => self.budgets.idle_frame(),
             Frame::Reset { id } => self.reset_by_client(id),
             Frame::Settings(payload) => self.settings(payload),
@@ -647,7 +668,7 @@ impl Connection {
             }
             if self.ended.end(id) {
                 self.skip(block)?;
-                return if is_end { Ok(()) } else { Err(FrameError::Stream(id, Code::Protocol)) };
+                return if is_end { Ok(()) } else { Err(FrameError::Stream(id, Code::Protocol, NOT_LAST)) };
             }
             return Err(match self.ended.has_ended(id) {
                 true => FrameError::Connection(Code::StreamClosed, "fields on a stream that is closed"),
@@ -662,20 +683,31 @@ impl Connection {
             (Some(Reset::ByClient), _) => {
                 Err(FrameError::Connection(Code::StreamClosed, "fields on a stream that was reset"))
             }
-            (None, Input::Ended) => self.skip(block).and(Err(FrameError::Stream(id, Code::StreamClosed))),
+            (None, Input::Ended) => {
+                self.skip(block)?;
+                Err(FrameError::Stream(id, Code::StreamClosed, "fields behind the end of a request"))
+            }
             (None, Input::Open | Input::Dropped) => {
                 let mut reader = TrailerReader::default();
                 let fits = self.read(block, |name, value| reader.field(name, value))?;
                 let stream = &mut self.streams[at];
                 match reader.finish() {
                     // RFC 9113 §8.1.
-                    Some(trailers) if fits && is_end && !depends_on_itself => {
+                    Ok(trailers) if fits && is_end && !depends_on_itself => {
                         if stream.output != Output::Tunnel {
                             stream.trailers = trailers;
                         }
                         self.end_input(at)
                     }
-                    _ => Err(FrameError::Stream(id, Code::Protocol)),
+                    trailers => {
+                        let why = match trailers {
+                            Err(why) => why,
+                            Ok(_) if !fits => "trailers that are too large",
+                            Ok(_) if !is_end => NOT_LAST,
+                            Ok(_) => OF_ITSELF,
+                        };
+                        Err(FrameError::Stream(id, Code::Protocol, why))
+                    }
                 }
             }
         }
@@ -696,7 +728,7 @@ impl Connection {
         let mut reader = RequestReader::new(self.list_bytes);
         let fits = self.read(block, |name, value| reader.field(name, value))?;
         match reader.finish(is_end, fits) {
-            Some(request) if !depends_on_itself => {
+            Ok(request) if !depends_on_itself => {
                 self.budgets.stream_opened();
                 if request.is_too_large {
                     self.budgets.lose()?;
@@ -705,7 +737,7 @@ impl Connection {
                 self.requests.push_back((id, request));
                 Ok(())
             }
-            _ => Err(FrameError::Stream(id, Code::Protocol)),
+            other => Err(FrameError::Stream(id, Code::Protocol, other.err().unwrap_or(OF_ITSELF))),
         }
     }
 
@@ -813,7 +845,7 @@ impl Connection {
         let Some(at) = self.find(id) else { return Ok(()) };
         let stream = &mut self.streams[at];
         if stream.send_window + by > MAX_WINDOW {
-            return Err(FrameError::Stream(id, Code::FlowControl));
+            return Err(FrameError::Stream(id, Code::FlowControl, "a window beyond the largest"));
         }
         let was_closed = stream.send_window <= 0;
         stream.send_window += by;
@@ -838,11 +870,11 @@ impl Connection {
     }
 
     /// Ends a stream because of an error of the client.
-    fn fail_stream(&mut self, id: u32, code: Code) {
+    fn fail_stream(&mut self, id: u32, code: Code, why: &'static str) {
         if self.is_idle(id) {
             return self.fail(code, "an error on a stream without a head");
         }
-        match self.find(id) {
+        let is_unserved = match self.find(id) {
             Some(at) => {
                 let stream = &mut self.streams[at];
                 if stream.reset == Some(Reset::ByUs) {
@@ -850,9 +882,15 @@ impl Connection {
                 }
                 stream.reset = Some(Reset::ByUs);
                 self.give_up(at);
+                self.find(id).is_none()
             }
-            None => self.ended.add_reset(id),
-        }
+            None => {
+                let is_new = !self.ended.was_reset(id) && !self.ended.has_ended(id) && !self.ended.is_unended(id);
+                self.ended.add_reset(id);
+                is_new
+            }
+        };
+        self.faults.push(Fault { why, is_unserved });
         write::reset(id, code, self.control());
         if let Err(FrameError::Connection(code, why)) = self.budgets.lose() {
             self.fail(code, why);

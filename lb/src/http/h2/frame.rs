@@ -71,15 +71,17 @@ impl Code {
 pub enum FrameError {
     /// The connection ends (RFC 9113 §5.4.1). The text is for GOAWAY and the log.
     Connection(Code, &'static str),
-    /// The stream is reset (RFC 9113 §5.4.2).
-    Stream(u32, Code),
+    /// The stream is reset (RFC 9113 §5.4.2). The text is for the log.
+    Stream(u32, Code, &'static str),
 }
 
 const fn protocol(why: &'static str) -> FrameError {
     FrameError::Connection(Code::Protocol, why)
 }
 
-const BAD_SIZE: FrameError = FrameError::Connection(Code::FrameSize, "a frame of another size than its kind has");
+const BAD_SIZE_TEXT: &str = "a frame of another size than its kind has";
+const NO_WINDOW_TEXT: &str = "a window opened by nothing";
+const BAD_SIZE: FrameError = FrameError::Connection(Code::FrameSize, BAD_SIZE_TEXT);
 const OF_NO_STREAM: FrameError = protocol("a frame of a stream on none");
 const TOO_MUCH_PADDING: FrameError = protocol("more padding than the frame has");
 
@@ -200,7 +202,8 @@ impl Head {
             }
             CONTINUATION => Ok(Frame::Continuation { id, block: payload, is_last: self.has(END_HEADERS) }),
             PRIORITY => {
-                let priority = payload.try_into().map_err(|_| FrameError::Stream(id, Code::FrameSize))?;
+                let priority =
+                    payload.try_into().map_err(|_| FrameError::Stream(id, Code::FrameSize, BAD_SIZE_TEXT))?;
                 Ok(Frame::Priority { id, depends_on_itself: dependency(priority) == id })
             }
             RST_STREAM if payload.len() == 4 => Ok(Frame::Reset { id }),
@@ -215,8 +218,8 @@ impl Head {
             WINDOW_UPDATE => {
                 let by = u32::from_be_bytes(payload.try_into().map_err(|_| BAD_SIZE)?) & MAX_ID;
                 match (by, id) {
-                    (0, 0) => Err(protocol("a window opened by nothing")),
-                    (0, _) => Err(FrameError::Stream(id, Code::Protocol)),
+                    (0, 0) => Err(protocol(NO_WINDOW_TEXT)),
+                    (0, _) => Err(FrameError::Stream(id, Code::Protocol, NO_WINDOW_TEXT)),
                     _ => Ok(Frame::WindowUpdate { id, by }),
                 }
             }
@@ -411,7 +414,7 @@ mod tests {
         assert_eq!(read(b"\0\0\x07\x06\0\0\0\0\0abcdefg"), size);
         assert_eq!(read(b"\0\0\x07\x07\0\0\0\0\0abcdefg"), size);
         assert_eq!(read(b"\0\0\x03\x08\0\0\0\0\0abc"), size);
-        assert_eq!(read(b"\0\0\x04\x02\0\0\0\0\x03abcd"), Err(FrameError::Stream(3, Code::FrameSize)));
+        assert_eq!(read(b"\0\0\x04\x02\0\0\0\0\x03abcd"), Err(FrameError::Stream(3, Code::FrameSize, BAD_SIZE_TEXT)));
         for kind in [HEADERS, PRIORITY, RST_STREAM, CONTINUATION] {
             assert!(
                 matches!(read(&[0, 0, 0, kind, 0, 0, 0, 0, 0]), Err(FrameError::Connection(Code::Protocol, _))),
@@ -425,7 +428,10 @@ mod tests {
             );
         }
         assert_eq!(read(&[0, 0, 0, 0xbe, 0, 0, 0, 0, 1]), Ok(Frame::Other));
-        assert_eq!(read(b"\0\0\x04\x08\0\0\0\0\x01\0\0\0\0"), Err(FrameError::Stream(1, Code::Protocol)));
+        assert_eq!(
+            read(b"\0\0\x04\x08\0\0\0\0\x01\0\0\0\0"),
+            Err(FrameError::Stream(1, Code::Protocol, NO_WINDOW_TEXT))
+        );
         assert_eq!(read(b"\0\0\x04\x08\0\x80\0\0\x01\x80\0\0\x07"), Ok(Frame::WindowUpdate { id: 1, by: 7 }));
     }
 

@@ -17,6 +17,8 @@ use crate::message::name::Name;
 
 /// A byte that no target, name or value may have.
 const REFUSED: u8 = 0x7f;
+/// What is wrong with content that ends before its declared length.
+pub(super) const TOO_LITTLE: &str = "less content than Content-Length says";
 /// How many bytes behind the request line are kept of a head that is too large: for the log, and for the format of the
 /// refusal.
 const MAX_CUT_BYTES: usize = 4096;
@@ -64,7 +66,8 @@ pub struct RequestReader {
     max_bytes: usize,
     /// The request line has been written: no pseudo-header field may follow.
     has_begun: bool,
-    is_malformed: bool,
+    /// The first rule that it breaks.
+    fault: Option<&'static str>,
     is_connect: bool,
     is_websocket: bool,
     is_host_told: bool,
@@ -87,7 +90,7 @@ impl RequestReader {
             cookies: Vec::new(),
             max_bytes,
             has_begun: false,
-            is_malformed: false,
+            fault: None,
             is_connect: false,
             is_websocket: false,
             is_host_told: false,
@@ -98,53 +101,58 @@ impl RequestReader {
 
     /// Takes the next field.
     pub fn field(&mut self, name: &[u8], value: &[u8]) {
-        if self.is_malformed {
-            return;
-        }
-        if name.first() == Some(&b':') {
-            self.is_malformed = self.take_pseudo(name, value).is_none();
-            return;
-        }
-        if !self.has_begun {
-            self.begin();
-        }
-        let known = Name::of(name);
-        if !is_name(name) || !is_value(value) || is_of_connection(known) {
-            self.is_malformed = true;
-        } else if !self.is_malformed {
-            self.take_field(name, value, known);
+        if self.fault.is_none() {
+            self.fault = self.take(name, value).err();
         }
     }
 
-    fn take_pseudo(&mut self, name: &[u8], value: &[u8]) -> Option<()> {
+    fn take(&mut self, name: &[u8], value: &[u8]) -> Result<(), &'static str> {
+        if name.first() == Some(&b':') {
+            return self.take_pseudo(name, value);
+        }
+        if !self.has_begun {
+            self.begin()?;
+        }
+        let known = Name::of(name);
+        check(name, value, known)?;
+        self.take_field(name, value, known)
+    }
+
+    fn take_pseudo(&mut self, name: &[u8], value: &[u8]) -> Result<(), &'static str> {
         let slot = match name {
             b":method" => &mut self.method,
             b":scheme" => &mut self.scheme,
             b":path" => &mut self.path,
             b":authority" => &mut self.authority,
             b":protocol" => &mut self.protocol,
-            _ => return None,
+            _ => return Err("unknown pseudo-header field"),
         };
         let is_sound = value.iter().all(|&byte| byte > b' ' && byte != REFUSED);
-        if self.has_begun || slot.is_some() || !is_sound {
-            return None;
+        if self.has_begun {
+            return Err("pseudo-header field behind other fields");
+        }
+        if slot.is_some() {
+            return Err("pseudo-header field repeated");
+        }
+        if !is_sound {
+            return Err("blank or control character in a pseudo-header field");
         }
         let start = self.pseudo.len();
         self.pseudo.extend_from_slice(value);
         *slot = Some(start..self.pseudo.len());
-        Some(())
+        Ok(())
     }
 
     /// Writes the request line and Host.
-    fn begin(&mut self) {
+    fn begin(&mut self) -> Result<(), &'static str> {
         self.has_begun = true;
-        self.is_malformed |= self.try_begin().is_none();
+        self.try_begin()
     }
 
     /// The same for a head that is too large, where the pseudo-header fields may be missing: the request is refused in
     /// any case.
     fn begin_too_large(&mut self) {
-        if self.is_malformed || self.try_begin().is_some() {
+        if self.fault.is_some() || self.try_begin().is_ok() {
             return;
         }
         let method = value_of(&self.pseudo, self.method.clone());
@@ -156,22 +164,33 @@ impl RequestReader {
         self.text.extend_from_slice(b" / HTTP/1.1\r\n");
     }
 
-    fn try_begin(&mut self) -> Option<()> {
+    fn try_begin(&mut self) -> Result<(), &'static str> {
         let value = |range: &Option<Range<usize>>| range.clone().and_then(|range| self.pseudo.get(range));
-        let method = value(&self.method).filter(|method| ascii::is_token(method))?;
+        let method = value(&self.method).ok_or(":method missing")?;
+        if !ascii::is_token(method) {
+            return Err("malformed :method");
+        }
         let protocol = value(&self.protocol);
         let authority = value(&self.authority);
         self.is_connect = method == b"CONNECT";
         let target = match (self.is_connect, protocol) {
             // RFC 9113 §8.5.
-            (true, None) if self.scheme.is_some() || self.path.is_some() => return None,
-            (true, None) => authority?,
-            (false, Some(_)) => return None,
+            (true, None) if self.scheme.is_some() || self.path.is_some() => {
+                return Err("CONNECT with :scheme or :path, without :protocol");
+            }
+            (true, None) => authority.ok_or("CONNECT without :authority")?,
+            (false, Some(_)) => return Err(":protocol without CONNECT"),
             // RFC 8441 §4.
-            (true, Some(_)) if authority.is_none() => return None,
+            (true, Some(_)) if authority.is_none() => return Err("CONNECT without :authority"),
             _ => {
-                value(&self.scheme).filter(|scheme| is_scheme(scheme))?;
-                value(&self.path).filter(|path| path.starts_with(b"/") || *path == b"*")?
+                if !is_scheme(value(&self.scheme).ok_or(":scheme missing")?) {
+                    return Err("malformed :scheme");
+                }
+                let path = value(&self.path).ok_or(":path missing")?;
+                if !path.starts_with(b"/") && path != b"*" {
+                    return Err(":path that does not begin with a slash");
+                }
+                path
             }
         };
         self.is_websocket = protocol == Some(b"websocket");
@@ -183,10 +202,10 @@ impl RequestReader {
         if let Some(authority) = authority {
             write_field(b"host", authority, out);
         }
-        Some(())
+        Ok(())
     }
 
-    fn take_field(&mut self, name: &[u8], value: &[u8], known: Name) {
+    fn take_field(&mut self, name: &[u8], value: &[u8], known: Name) -> Result<(), &'static str> {
         let is_trimmed = is_trimmed(value);
         let value = if is_trimmed { value } else { &[REFUSED] };
         match known {
@@ -194,24 +213,24 @@ impl RequestReader {
                 // Cookie fields are joined (RFC 9113 §8.2.3).
                 self.cookies.extend_from_slice(if self.cookies.is_empty() { b"cookie: " } else { b"; " });
                 self.cookies.extend_from_slice(value);
-                return;
+                return Ok(());
             }
             // Left out if it equals `:authority`. Otherwise there are two Host fields, which the parser refuses.
             Name::Host if !self.is_host_told => {
                 self.is_host_told = true;
                 let authority = self.authority.clone().and_then(|range| self.pseudo.get(range));
                 if authority.is_some_and(|authority| authority.eq_ignore_ascii_case(value)) {
-                    return;
+                    return Ok(());
                 }
             }
-            Name::Te if !value.eq_ignore_ascii_case(b"trailers") => {
-                self.is_malformed = true;
-                return;
-            }
+            Name::Te if !value.eq_ignore_ascii_case(b"trailers") => return Err("TE with another value than trailers"),
             // The connection to the backend gets a key of its own.
-            Name::SecWebSocketKey if self.is_websocket => return,
+            Name::SecWebSocketKey if self.is_websocket => return Ok(()),
             // A CONNECT has no content.
-            Name::ContentLength if self.is_websocket => return write_field(&[REFUSED], b"", &mut self.text),
+            Name::ContentLength if self.is_websocket => {
+                write_field(&[REFUSED], b"", &mut self.text);
+                return Ok(());
+            }
             Name::ContentLength => {
                 self.has_length = true;
                 let number = std::str::from_utf8(value).ok().filter(|text| text.bytes().all(|b| b.is_ascii_digit()));
@@ -220,19 +239,23 @@ impl RequestReader {
             _ => {}
         }
         write_field(name, value, &mut self.text);
+        Ok(())
     }
 
     /// The request, once all its fields have come. `is_end`: END_STREAM came with them. `fits`: the decoder has passed
-    /// them all on. `None`: it is malformed.
-    pub fn finish(mut self, is_end: bool, fits: bool) -> Option<Request> {
+    /// them all on. The error is the rule that it breaks.
+    pub fn finish(mut self, is_end: bool, fits: bool) -> Result<Request, &'static str> {
+        if let Some(fault) = self.fault {
+            return Err(fault);
+        }
         if !self.has_begun {
             match fits {
-                true => self.begin(),
+                true => self.begin()?,
                 false => self.begin_too_large(),
             }
         }
-        if self.is_malformed || is_end && self.declared.is_some_and(|declared| declared > 0) {
-            return None;
+        if is_end && self.declared.is_some_and(|declared| declared > 0) {
+            return Err(TOO_LITTLE);
         }
         let method = value_of(&self.pseudo, self.method);
         let method = if self.is_websocket { Method::Get } else { Method::of(method) };
@@ -246,7 +269,7 @@ impl RequestReader {
         let is_too_large = !fits || self.text.len() + self.cookies.len() > self.max_bytes / 2;
         if is_too_large {
             let text = cut(&self.text);
-            return Some(Request { text, is_too_large, method, is_connect, content, declared: self.declared });
+            return Ok(Request { text, is_too_large, method, is_connect, content, declared: self.declared });
         }
         let out = &mut self.text;
         if !self.cookies.is_empty() {
@@ -265,7 +288,7 @@ impl RequestReader {
             write_field(b"transfer-encoding", b"chunked", out);
         }
         out.extend_from_slice(b"\r\n");
-        Some(Request { text: self.text, is_too_large, method, is_connect, content, declared: self.declared })
+        Ok(Request { text: self.text, is_too_large, method, is_connect, content, declared: self.declared })
     }
 }
 
@@ -290,23 +313,26 @@ fn websocket_key() -> String {
 #[derive(Debug, Default)]
 pub struct TrailerReader {
     lines: Vec<u8>,
-    is_malformed: bool,
+    /// The first rule that they break.
+    fault: Option<&'static str>,
 }
 
 impl TrailerReader {
     /// Takes the next field.
     pub fn field(&mut self, name: &[u8], value: &[u8]) {
-        // The check of the name refuses pseudo-header fields, too.
-        if self.is_malformed || !is_name(name) || !is_value(value) || is_of_connection(Name::of(name)) {
-            self.is_malformed = true;
+        if self.fault.is_none() {
+            // The check of the name refuses pseudo-header fields, too.
+            self.fault = check(name, value, Name::of(name)).err();
+        }
+        if self.fault.is_some() {
             return;
         }
         write_field(name, if is_trimmed(value) { value } else { &[REFUSED] }, &mut self.lines);
     }
 
-    /// The lines; `None`: they are malformed.
-    pub fn finish(self) -> Option<Vec<u8>> {
-        (!self.is_malformed).then_some(self.lines)
+    /// The lines. The error is the rule that they break.
+    pub fn finish(self) -> Result<Vec<u8>, &'static str> {
+        self.fault.map_or(Ok(self.lines), Err)
     }
 }
 
@@ -320,6 +346,22 @@ fn write_field(name: &[u8], value: &[u8], out: &mut Vec<u8>) {
     out.extend_from_slice(b": ");
     out.extend_from_slice(value);
     out.extend_from_slice(b"\r\n");
+}
+
+/// Checks a field that is no pseudo-header field by the rules of HTTP/2. The error is the rule that it breaks.
+fn check(name: &[u8], value: &[u8], known: Name) -> Result<(), &'static str> {
+    if !is_name(name) {
+        return Err(if ascii::is_token(name) { "field name with a capital letter" } else { "malformed field name" });
+    }
+    if !is_value(value) {
+        return Err("NUL, CR or LF in a field's value");
+    }
+    if is_of_connection(known) {
+        return Err(
+            "Connection, Keep-Alive, Proxy-Connection, Transfer-Encoding or Upgrade, which HTTP/2 does not have",
+        );
+    }
+    Ok(())
 }
 
 /// Whether a field's name is valid, without capital letters (RFC 9113 §8.2.1).
@@ -391,7 +433,7 @@ mod tests {
     fn request_of(fields: &[(&str, &str)], is_end: bool) -> Option<Request> {
         let mut reader = RequestReader::new(70_000);
         fields.iter().for_each(|(name, value)| reader.field(name.as_bytes(), value.as_bytes()));
-        reader.finish(is_end, true)
+        reader.finish(is_end, true).ok()
     }
 
     /// The text of a request with these fields behind the usual ones.
@@ -564,7 +606,7 @@ mod tests {
                 hpack::write_field(name.as_bytes(), value.as_bytes(), &mut block);
             }
             let fits = hpack::Decoder::default().read(&block, 70_000, |name, value| reader.field(name, value));
-            let request = reader.finish(true, fits.expect("not far too large"))?;
+            let request = reader.finish(true, fits.expect("not far too large")).ok()?;
             if !request.is_too_large {
                 return Some((request.method, status_of(&request.text)));
             }
@@ -626,7 +668,7 @@ mod tests {
         let lines = |fields: &[(&str, &str)]| {
             let mut reader = TrailerReader::default();
             fields.iter().for_each(|(name, value)| reader.field(name.as_bytes(), value.as_bytes()));
-            reader.finish()
+            reader.finish().ok()
         };
         let mut out = Vec::new();
         write_end(&lines(&[("x-sum", "abc")]).expect("sound"), &mut out);

@@ -5,8 +5,11 @@ use std::task::{Context, Poll};
 
 use super::super::buffers;
 use super::super::frame::{Code, DataFrame, FIRST_WINDOW, FrameError, write};
+use super::super::head::TOO_LITTLE;
 use super::{Connection, Gone, Input, MAX_STREAMS, Received, Reset};
 
+/// What is wrong with content beyond its declared length.
+const TOO_MUCH: &str = "more content than Content-Length says";
 /// By how much the windows of all streams together may grow beyond their first 64 KiB, where content is taken as fast
 /// as it comes: otherwise an upload could send only 64 KiB in each round trip. About as much as Linux lets a receive
 /// buffer of TCP grow.
@@ -54,8 +57,8 @@ impl Connection {
         if content == 0 && !is_end {
             self.budgets.idle_frame()?;
         }
-        if let Some(code) = self.content_error(id, content, size)? {
-            self.fail_stream(id, code);
+        if let Some((code, why)) = self.content_error(id, content, size)? {
+            self.fail_stream(id, code, why);
         }
         if let Some(at) = self.find_unreset(id) {
             let stream = &mut self.streams[at];
@@ -66,20 +69,27 @@ impl Connection {
     }
 
     /// The stream's error if content must not come on it; `Err`: the connection's.
-    fn content_error(&mut self, id: u32, content: usize, size: i64) -> Result<Option<Code>, FrameError> {
+    fn content_error(
+        &mut self,
+        id: u32,
+        content: usize,
+        size: i64,
+    ) -> Result<Option<(Code, &'static str)>, FrameError> {
         let Some(at) = self.find(id) else {
             return match self.ended.was_reset(id) || self.ended.is_unended(id) && content == 0 {
                 true => Ok(None),
-                false if self.ended.end(id) => Ok(Some(Code::Protocol)),
+                false if self.ended.end(id) => Ok(Some((Code::Protocol, TOO_MUCH))),
                 false => Err(FrameError::Connection(Code::StreamClosed, "content on a stream that is closed")),
             };
         };
         let stream = &self.streams[at];
         Ok(match (stream.reset, stream.input) {
             (Some(Reset::ByUs), _) => None,
-            (Some(Reset::ByClient), _) | (None, Input::Ended) => Some(Code::StreamClosed),
-            _ if size > stream.receive_window => Some(Code::FlowControl),
-            _ if stream.declared.is_some_and(|declared| declared < content as u64) => Some(Code::Protocol),
+            (Some(Reset::ByClient), _) | (None, Input::Ended) => {
+                Some((Code::StreamClosed, "content on a stream that is closed"))
+            }
+            _ if size > stream.receive_window => Some((Code::FlowControl, "content beyond the window")),
+            _ if stream.declared.is_some_and(|declared| declared < content as u64) => Some((Code::Protocol, TOO_MUCH)),
             _ => None,
         })
     }
@@ -148,7 +158,7 @@ impl Connection {
     pub(super) fn end_input(&mut self, at: usize) -> Result<(), FrameError> {
         let stream = &mut self.streams[at];
         if stream.declared.is_some_and(|declared| declared > 0) {
-            return Err(FrameError::Stream(stream.id, Code::Protocol));
+            return Err(FrameError::Stream(stream.id, Code::Protocol, TOO_LITTLE));
         }
         stream.input = Input::Ended;
         stream.wake();

@@ -306,9 +306,9 @@ impl Pool {
     /// failures.
     pub fn catch_up(&self, now: Instant) {
         let plan = self.plan();
-        self.log_suppressed(self.repeats.take(now));
+        self.log_suppressed(None, self.repeats.take(now));
         for member in &plan.members {
-            self.log_suppressed_of(&member.backend, member.backend.repeats.take(now));
+            self.log_suppressed(Some(&member.backend), member.backend.repeats.take(now));
         }
         if self.ejections.under_way() > 0 {
             for endpoints in plan.members.iter().map(|member| member.backend.endpoints()) {
@@ -332,27 +332,20 @@ impl Pool {
 
     /// Logs the failures of a backend that were only counted so far, before it is dropped.
     pub fn log_last_failures_of(&self, backend: &Backend, now: Instant) {
-        self.log_suppressed_of(backend, backend.repeats.take_all(now));
+        self.log_suppressed(Some(backend), backend.repeats.take_all(now));
     }
 
     /// Logs the failures of the pool that were only counted so far, before it is dropped.
     pub fn log_last_failures(&self, now: Instant) {
-        self.log_suppressed(self.repeats.take_all(now));
+        self.log_suppressed(None, self.repeats.take_all(now));
     }
 
-    fn log_suppressed(&self, suppressed: Vec<SuppressedFailures>) {
+    /// `backend`: whose failures they are; `None`: the pool's own.
+    fn log_suppressed(&self, backend: Option<&Backend>, suppressed: Vec<SuppressedFailures>) {
+        let backend = backend.map(|backend| tracing::field::display(&backend.address));
         for SuppressedFailures { word, count, within } in suppressed {
             tracing::warn!(
-                pool = %self.name, failure = word, more = count, "… and {count} more in {} s", within.as_secs(),
-            );
-        }
-    }
-
-    fn log_suppressed_of(&self, backend: &Backend, suppressed: Vec<SuppressedFailures>) {
-        for SuppressedFailures { word, count, within } in suppressed {
-            tracing::warn!(
-                pool = %self.name, backend = %backend.address, failure = word, more = count,
-                "… and {count} more in {} s", within.as_secs(),
+                pool = %self.name, backend, failure = word, more = count, "… and {count} more in {} s", within.as_secs(),
             );
         }
     }

@@ -118,6 +118,7 @@ impl BackendLimits {
             retry_timeout: retry_timeout.unwrap_or(self.retry_timeout),
         }
     }
+
     /// The timeout that led to this failure of a backend. `rules`: those of the route.
     #[cold]
     pub(crate) fn explain(&self, failure: Failure, rules: Option<&BackendRules>) -> Option<Detail> {

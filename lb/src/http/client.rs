@@ -939,6 +939,7 @@ fn write_record(
     let host = readable(request.authority(from_client).unwrap_or_default());
     let (referer, user_agent) = (field(Name::Referer), field(Name::UserAgent));
     let client = str::from_utf8(of.forwarded.client_text(text)).unwrap_or_default();
+    let duration = now.saturating_duration_since(of.started);
     let record = Record {
         time,
         client,
@@ -948,11 +949,11 @@ fn write_record(
         protocol: transfer.client.protocol(request.version()),
         status: outcome.status,
         bytes: transfer.content_sent(),
-        duration: now.saturating_duration_since(of.started),
+        duration,
         request_id: text.get(of.forwarded.request_id.clone()).unwrap_or_default(),
         referer: referer.as_deref(),
         user_agent: user_agent.as_deref(),
-        served: Served::new(exchange, outcome, now.saturating_duration_since(of.started)),
+        served: Served::new(exchange, outcome, duration),
     };
     let ended = Some((outcome, record.bytes));
     let Some(exchange) = exchange else {
